@@ -1,0 +1,74 @@
+"""One flat, typed configuration per process, checked when it is made.
+
+Processes receive theirs as JSON from whoever starts them (`deploy`), never from the environment in the middle of the
+code. Every limit of the system has its name, default and unit here.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from diptych.messages import Role
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A prefill or decode worker."""
+
+    role: Role
+    model: str  # folder with config.json, *.safetensors, tokenizer.json
+    served_model: str = ""  # the name clients use; the folder's name when empty
+    cluster: str = "diptych"  # prefix of every Redis key
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    host: str = "127.0.0.1"
+    port: int = 0  # gRPC; 0 picks a free one
+    device: str = "cpu"
+    block_size: int = 16  # tokens a KV block
+    kv_cache_bytes: int = 1 << 30
+    max_batch_tokens: int = 512  # tokens one engine step computes; also the longest prefill chunk
+    max_running: int = 64  # sequences in one step
+    threads: int = 1  # of torch, per worker
+    lease_ms: int = 5_000  # membership; renewed every fifth of it
+    ticket_ttl_ms: int = 60_000  # longest wait for a transfer; a request's own deadline cuts it shorter
+    stats_interval_ms: int = 100
+    drain_timeout_s: float = 30.0
+    otlp_endpoint: str = ""  # empty: tracing off
+    verify_checksums: bool = True
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise ValueError(f"block_size is {self.block_size} tokens; it must be at least 1")
+        if self.kv_cache_bytes < 1:
+            raise ValueError(f"kv_cache_bytes is {self.kv_cache_bytes}; give at least one block's worth")
+        if self.max_batch_tokens < 1 or self.max_running < 1:
+            raise ValueError("max_batch_tokens and max_running must be at least 1")
+        if self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; it must be at least 1")
+
+
+class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A router: the HTTP and gRPC doors."""
+
+    model: str  # folder with config.json, tokenizer.json and chat template (weights are not read)
+    served_model: str = ""
+    cluster: str = "diptych"
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 0  # 0 picks a free one
+    block_size: int = 16  # tokens; must equal the workers'
+    remote_prefill: str = "auto"  # "auto": by estimated ms; "always" / "never": for experiments and tests
+    request_deadline_ms: int = 600_000
+    reserve_timeout_ms: int = 30_000  # longest wait for decode blocks before 503
+    max_body_bytes: int = 8 << 20
+    max_choices: int = 16  # n
+    max_queued: int = 1_024  # requests in flight at one router before 503
+    canary_interval_s: float = 10.0  # idle time after which a canary goes end to end; 0: only until the first success
+    membership_poll_ms: int = 250
+    otlp_endpoint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.remote_prefill not in ("auto", "always", "never"):
+            raise ValueError(f"remote_prefill is {self.remote_prefill!r}; it is one of auto, always, never")
+        for name in ("http_port", "grpc_port"):
+            if not 0 <= getattr(self, name) <= 65_535:
+                raise ValueError(f"{name} is {getattr(self, name)}; a port is 0 to 65535")
