@@ -137,12 +137,14 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: DiptychErro
 
 
 def _multicallable(channel: grpc.aio.Channel, method: Method[Any, Any]) -> Callable[..., Any]:
-    make = channel.unary_stream if method.streams else channel.unary_unary
-    return make(
+    make: Callable[..., Any] = channel.unary_stream if method.streams else channel.unary_unary
+    call: Callable[..., Any]
+    call = make(
         method.path,
         request_serializer=msgspec.msgpack.Encoder().encode,
         response_deserializer=msgspec.msgpack.Decoder(method.reply).decode,
     )
+    return call
 
 
 def _from_rpc(error: grpc.aio.AioRpcError, address: str) -> DiptychError:

@@ -1,0 +1,56 @@
+"""What the doors hand to the router's core, and what they get to know about how it went.
+
+Doors (HTTP, gRPC) turn text into token ids and back; the core sees token ids only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from diptych.messages import LegStats, SamplingParams, Update
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """One prompt, already tokenized and checked against the model's limits."""
+
+    request_id: str
+    prompt: list[int]  # token ids, at least one
+    sampling: SamplingParams
+    cache_scope: bytes = b""  # from the tenant and `cache_salt`; narrows prefix sharing
+    deadline_ms: int = 600_000  # from arrival
+    traceparent: str = ""  # the client's, if it sent one
+    canary: bool = False  # sent by the router itself: left out of request metrics
+
+
+@dataclass(slots=True)
+class Report:
+    """Filled in while a request runs; complete when its stream ends."""
+
+    prefill_id: str = ""  # empty when decode computed the prompt itself
+    decode_id: str = ""
+    reason: str = ""  # why it was placed so
+    expected_ms: float = 0.0  # time to first token the placement predicted
+    predicted_cached: int = 0  # prompt tokens the index believed to be cached where the prompt is computed
+    prefill: LegStats | None = None  # the leg that computed the prompt
+    decode: LegStats | None = None  # the leg that received KV; None when decode computed the prompt itself
+    marks: dict[str, float] = field(default_factory=dict)  # monotonic seconds: placed, reserved, first_token, ended
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens nobody had to compute (KV that merely moved is not cached)."""
+        return self.prefill.prompt_cached if self.prefill else 0
+
+
+class Core(Protocol):
+    """The router's core as the doors see it (`router.life`)."""
+
+    def generate(self, request: TokenRequest, report: Report) -> AsyncGenerator[Update, None]:
+        """Run one request. Yields updates in position order for each choice; `aclose` cancels it everywhere.
+
+        Raises:
+            DiptychError: exactly one definite end, at the latest at the deadline.
+        """
+        ...
