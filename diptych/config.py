@@ -22,6 +22,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     host: str = "127.0.0.1"
     port: int = 0  # gRPC; 0 picks a free one
     device: str = "cpu"
+    dtype: str = "float32"  # of weights and KV
     block_size: int = 16  # tokens a KV block
     kv_cache_bytes: int = 1 << 30
     max_batch_tokens: int = 512  # tokens one engine step computes; also the longest prefill chunk
@@ -31,8 +32,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ticket_ttl_ms: int = 60_000  # longest wait for a transfer; a request's own deadline cuts it shorter
     stats_interval_ms: int = 100
     drain_timeout_s: float = 30.0
-    otlp_endpoint: str = ""  # empty: tracing off
+    transports: tuple[str, ...] = ("tcp", "sm", "self")  # of UCX; leave out "sm" between hosts or network namespaces
+    interfaces: str = ""  # of UCX, e.g. "eth0"; empty: loopback if `host` is loopback, else UCX chooses
     verify_checksums: bool = True
+    otlp_endpoint: str = ""  # empty: tracing off
 
     def __post_init__(self) -> None:
         if self.block_size < 1:
@@ -56,6 +59,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     http_port: int = 8000
     grpc_port: int = 0  # 0 picks a free one
     block_size: int = 16  # tokens; must equal the workers'
+    dtype: str = "float32"  # likewise: both are part of the fingerprint
     remote_prefill: str = "auto"  # "auto": by estimated ms; "always" / "never": for experiments and tests
     request_deadline_ms: int = 600_000
     reserve_timeout_ms: int = 30_000  # longest wait for decode blocks before 503
@@ -64,6 +68,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_queued: int = 1_024  # requests in flight at one router before 503
     canary_interval_s: float = 10.0  # idle time after which a canary goes end to end; 0: only until the first success
     membership_poll_ms: int = 250
+    lease_ms: int = 5_000  # the workers'
     otlp_endpoint: str = ""
 
     def __post_init__(self) -> None:

@@ -216,6 +216,14 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float  # unix seconds
 
 
+class RouterRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a router says of itself when it is ready to be asked."""
+
+    router_id: str
+    http_address: str  # host:port
+    grpc_address: str
+
+
 class PeerHello(msgspec.Struct, frozen=True, kw_only=True):
     """Exchanged once when two workers meet, before any KV moves."""
 

@@ -7,7 +7,7 @@ message and come out as the same class on the other side.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -87,7 +87,7 @@ class WorkerStub:
             raise _from_rpc(error, self.address) from None
         return reply
 
-    async def stream(self, method: Method[Request, Reply], request: Request) -> AsyncIterator[Reply]:
+    async def stream(self, method: Method[Request, Reply], request: Request) -> AsyncGenerator[Reply, None]:
         try:
             async for reply in self._calls[method.name](request):
                 yield reply

@@ -36,12 +36,26 @@ class Report:
     predicted_cached: int = 0  # prompt tokens the index believed to be cached where the prompt is computed
     prefill: LegStats | None = None  # the leg that computed the prompt
     decode: LegStats | None = None  # the leg that received KV; None when decode computed the prompt itself
-    marks: dict[str, float] = field(default_factory=dict)  # monotonic seconds: placed, reserved, first_token, ended
+    num_tokens: int = 0  # generated, over all choices
+    # Monotonic seconds: arrived, placed, reserved, first_token, last_token, ended; those that were reached.
+    marks: dict[str, float] = field(default_factory=dict)
 
     @property
     def cached_tokens(self) -> int:
         """Prompt tokens nobody had to compute (KV that merely moved is not cached)."""
         return self.prefill.prompt_cached if self.prefill else 0
+
+    def attributes(self, num_prompt_tokens: int) -> dict[str, str | int | float | bool]:
+        """For the request's span."""
+        return {
+            "gen_ai.usage.input_tokens": num_prompt_tokens,
+            "gen_ai.usage.output_tokens": self.num_tokens,
+            "gen_ai.usage.cache_read.input_tokens": self.cached_tokens,
+            "diptych.prefill": self.prefill_id,
+            "diptych.decode": self.decode_id,
+            "diptych.placement": self.reason,
+            "diptych.expected_ms": self.expected_ms,
+        }
 
 
 class Core(Protocol):

@@ -1,0 +1,235 @@
+"""Starting and stopping a worker process, in the order in which things depend on each other.
+
+model ─► engine thread ─► transfer thread ─► gRPC ─► membership: ready      and back on the way down, after draining
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import ipaddress
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import grpc.aio
+import numpy as np
+import numpy.typing as npt
+from redis.asyncio import Redis
+
+from diptych import rpc
+from diptych.background import background
+from diptych.config import WorkerConfig
+from diptych.engine.engine import Engine
+from diptych.engine.limits import Limits
+from diptych.engine.torch_runner import TorchRunner
+from diptych.errors import InternalError
+from diptych.membership import REDIS_ERRORS, Registration, connect, is_tombstoned
+from diptych.messages import WorkerRecord, WorkerState
+from diptych.model_folder import KV_LAYOUT, ModelFolder
+from diptych.telemetry import make_logger, make_tracer
+from diptych.worker.engine_thread import EngineThread
+from diptych.worker.peers import Peers
+from diptych.worker.service import BaseService, Parts
+from kv_transfer.layout import KVLayout, fingerprint
+from kv_transfer.nixl_agent import NixlAgent, ucx_environment
+from kv_transfer.outcome import Arrival
+from kv_transfer.publisher import IndexPublisher
+from kv_transfer.transfer_thread import TransferThread
+
+SHUTDOWN_GRACE_S = 1.0  # for open calls, when everything has been drained
+
+
+async def run_worker(
+    config: WorkerConfig,
+    make_service: Callable[[Parts], BaseService],
+    started: Callable[[WorkerRecord], None],
+    stop: asyncio.Event,
+) -> None:
+    """Run one worker until `stop` is set (then it drains) or something it cannot live without fails (then it raises).
+
+    Raises:
+        ValueError: the model folder or the configuration cannot be used.
+        InternalError: the engine or the transfer thread crashed, or the cluster declared this worker dead.
+    """
+    os.environ.update(ucx_environment(config.transports, config.interfaces or _loopback_interface(config.host)))
+    folder = ModelFolder(config.model)
+    runner = await asyncio.to_thread(_load, folder, config)
+    worker_id = f"{config.role}-{socket.gethostname()}-{uuid4().hex[:8]}"
+    identity = _fingerprint(folder, config)
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async with AsyncExitStack() as stack:
+        engine = EngineThread(Engine(runner, _limits(config, folder)))
+        redis = connect(config.redis_url)
+        stack.push_async_callback(redis.aclose)
+        transfers = await _start_transfers(config, worker_id, identity, runner, lambda arrival: on_arrival(arrival))
+        stack.push_async_callback(transfers.stop)
+        peers = Peers(transfers)
+        stack.push_async_callback(peers.close)
+        server = rpc.make_server()
+        address = f"{config.host}:{_bind(server, config)}"
+        publisher = IndexPublisher(redis, config.cluster, worker_id)
+        tracer = make_tracer(f"diptych-{config.role}", config.otlp_endpoint)
+        stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
+        service = make_service(
+            Parts(
+                config=config,
+                worker_id=worker_id,
+                address=address,
+                fingerprint=identity,
+                engine=engine,
+                transfers=transfers,
+                peers=peers,
+                publisher=publisher,
+                is_dead=partial(_is_dead, redis, config.cluster),
+                tracer=tracer,
+                log=make_logger(worker_id),
+            )
+        )
+        on_arrival = service.on_arrival
+        engine.start(service.on_outcome, lambda error: _fail(failed, InternalError(f"the engine crashed: {error!r}")))
+        stack.callback(engine.stop)
+        await stack.enter_async_context(background(publisher.run(), "index"))
+        rpc.add_to_server(service, server)
+        await server.start()
+        stack.push_async_callback(server.stop, SHUTDOWN_GRACE_S)
+
+        record = _record(config, folder, runner, worker_id, address, identity)
+        membership = Registration(
+            redis,
+            config.cluster,
+            record,
+            config.lease_ms,
+            lambda: _fail(failed, InternalError("this worker was declared dead")),
+        )
+        await membership.start()
+        stack.push_async_callback(membership.stop)
+        started(record)
+        await _run_until(stop, failed, transfers)
+        await membership.update(WorkerState.DRAINING)
+        await service.drain(config.drain_timeout_s)
+
+
+async def _run_until(stop: asyncio.Event, failed: asyncio.Future[None], transfers: TransferThread) -> None:
+    """Returns when told to stop; raises when the worker cannot go on."""
+    stopping = asyncio.ensure_future(stop.wait())
+    transfers_ended = asyncio.ensure_future(transfers.ended.wait())
+    waiting: set[asyncio.Future[Any]] = {stopping, transfers_ended, failed}
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            failed.result()
+        if transfers_ended.done():
+            raise InternalError(f"the transfer thread ended: {transfers.error!r}")
+    finally:
+        stopping.cancel()
+        transfers_ended.cancel()
+
+
+def _load(folder: ModelFolder, config: WorkerConfig) -> TorchRunner:
+    return TorchRunner.load(
+        folder,
+        kv_cache_bytes=config.kv_cache_bytes,
+        block_size=config.block_size,
+        device=config.device,
+        threads=config.threads,
+    )
+
+
+def _limits(config: WorkerConfig, folder: ModelFolder) -> Limits:
+    return Limits(
+        max_batch_tokens=config.max_batch_tokens,
+        max_running=config.max_running,
+        block_size=config.block_size,
+        max_context=folder.spec.max_context,
+    )
+
+
+def _fingerprint(folder: ModelFolder, config: WorkerConfig) -> str:
+    return fingerprint(
+        model=config.served_model or folder.name,
+        revision=folder.fingerprint(config.dtype, config.block_size),
+        dtype=config.dtype,
+        layout=KV_LAYOUT,
+        block_size=config.block_size,
+    )
+
+
+async def _start_transfers(
+    config: WorkerConfig, worker_id: str, identity: str, runner: TorchRunner, on_delivery: Callable[[Arrival], None]
+) -> TransferThread:
+    layout = KVLayout(runner.pool_address, runner.num_blocks, runner.block_bytes, identity)
+    memory = "DRAM" if config.device == "cpu" else "VRAM"
+    transfers = TransferThread(
+        worker_id,
+        layout,
+        _bytes_of(layout) if memory == "DRAM" else None,
+        lambda: NixlAgent(worker_id, layout, memory),
+        on_delivery,
+        config.verify_checksums,
+    )
+    await transfers.start()
+    return transfers
+
+
+def _bytes_of(layout: KVLayout) -> npt.NDArray[np.uint8]:
+    """The pool as bytes, [num_blocks, block_bytes]: a view of the engine's memory, for checksums."""
+    raw = (ctypes.c_uint8 * layout.total_bytes).from_address(layout.address)
+    return np.ctypeslib.as_array(raw).reshape(layout.num_blocks, layout.block_bytes)
+
+
+def _record(
+    config: WorkerConfig, folder: ModelFolder, runner: TorchRunner, worker_id: str, address: str, identity: str
+) -> WorkerRecord:
+    return WorkerRecord(
+        worker_id=worker_id,
+        role=config.role,
+        address=address,
+        state=WorkerState.READY,
+        model=config.served_model or folder.name,
+        fingerprint=identity,
+        block_size=config.block_size,
+        num_blocks=runner.num_blocks,
+        block_bytes=runner.block_bytes,
+        max_context=folder.spec.max_context,
+        started_at=time.time(),
+    )
+
+
+def _bind(server: grpc.aio.Server, config: WorkerConfig) -> int:
+    """The port the server listens on.
+
+    Raises:
+        OSError: it is taken.
+    """
+    try:
+        port: int = server.add_insecure_port(f"{config.host}:{config.port}")
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {config.host}:{config.port}; choose another port or 0: {error}") from None
+    return port
+
+
+async def _is_dead(redis: Redis, cluster: str, worker_id: str) -> bool:
+    """Whether a worker is proven dead; not knowing (no Redis) is no proof."""
+    try:
+        return await is_tombstoned(redis, cluster, worker_id)
+    except REDIS_ERRORS:
+        return False
+
+
+def _loopback_interface(host: str) -> str:
+    try:
+        return "lo" if ipaddress.ip_address(host).is_loopback else ""
+    except ValueError:
+        return "lo" if host == "localhost" else ""
+
+
+def _fail(failed: asyncio.Future[None], error: InternalError) -> None:
+    if not failed.done():
+        failed.set_exception(error)

@@ -1,0 +1,199 @@
+"""What prefill and decode workers answer in the same way; the roles add what differs.
+
+Runs on the event loop. The engine and the transfer thread report here; nothing here computes or blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from opentelemetry.trace import Tracer
+
+from diptych import messages as m
+from diptych.config import WorkerConfig
+from diptych.engine.interface import EngineRequest, Kind, ReadyBlocks, Reservation, StepOutcome
+from diptych.errors import BadRequest, DiptychError, NoCapacity
+from diptych.telemetry import Logger
+from diptych.worker.engine_thread import EngineThread
+from diptych.worker.outbox import Outbox
+from diptych.worker.peers import Peers
+from diptych.worker.requests import Entry, OpenRequests
+from kv_transfer.hashing import hash_key
+from kv_transfer.outcome import Arrival
+from kv_transfer.publisher import IndexPublisher
+from kv_transfer.transfer_thread import TransferThread
+
+RETRY_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a service is made of."""
+
+    config: WorkerConfig
+    worker_id: str
+    address: str  # of its gRPC server
+    fingerprint: str
+    engine: EngineThread
+    transfers: TransferThread
+    peers: Peers
+    publisher: IndexPublisher
+    is_dead: Callable[[str], Awaitable[bool]]  # whether a peer's incarnation is proven to be gone
+    tracer: Tracer
+    log: Logger
+
+
+class BaseService(ABC):
+    """Implements `rpc.WorkerService` except for what the roles do differently."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._engine = parts.engine
+        self._transfers = parts.transfers
+        self._requests = OpenRequests(self._end_with)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.draining = False
+        self.outbox = Outbox(parts.worker_id, self.stats, parts.config.stats_interval_ms, self._router_lost)
+
+    # What routers and peers ask for.
+
+    async def reserve(self, request: m.Reserve) -> m.Ticket:
+        raise BadRequest(f"{self._parts.worker_id} is a {self._parts.config.role} worker; it reserves nothing")
+
+    @abstractmethod
+    async def start(self, request: m.Start) -> m.Started: ...
+
+    async def revoke(self, request: m.Revoke) -> m.Revoked:
+        raise BadRequest(f"{self._parts.worker_id} is a {self._parts.config.role} worker; it pushes nothing")
+
+    async def abort(self, request: m.Abort) -> m.Aborted:
+        entry = self._requests.close(request.request_id)
+        if entry is not None:
+            self._release(entry)
+        return m.Aborted(known=entry is not None)
+
+    async def meet(self, request: m.PeerHello) -> m.PeerHello:
+        return self._parts.peers.answer(request)
+
+    def frames(self, request: m.Subscribe) -> AsyncIterator[m.Frame]:
+        return self.outbox.frames(request.router_id)
+
+    # What the engine and the transfer thread report.
+
+    def on_arrival(self, arrival: Arrival) -> None:
+        raise AssertionError(f"{self._parts.config.role} workers receive nothing")
+
+    def on_outcome(self, outcome: StepOutcome) -> None:
+        """Act on one step: reservations and finished blocks first, so that nothing waits for the tokens' sake."""
+        for reservation in outcome.reservations:
+            self._on_reservation(reservation)
+        for ready in outcome.ready:
+            self._on_ready(ready)
+        by_router: dict[str, list[m.Update]] = defaultdict(list)
+        for update in outcome.updates:
+            if (entry := self._requests.get(update.request_id)) is not None:  # else aborted meanwhile
+                by_router[entry.router_id].append(self._dress(entry, update))
+                entry.open_choices -= update.finish_reason is not None
+                if not entry.open_choices:
+                    self._on_finished(entry)
+        for router_id, updates in by_router.items():
+            self.outbox.send(router_id, updates)
+        for event in outcome.cache_events:
+            self._parts.publisher.publish(event)
+
+    @abstractmethod
+    def _release(self, entry: Entry) -> None:
+        """Give back everything an entry holds. It is already closed."""
+
+    @abstractmethod
+    def _on_finished(self, entry: Entry) -> None:
+        """The engine has drawn the last token of this request that it will draw here."""
+
+    def _on_reservation(self, reservation: Reservation) -> None:
+        raise AssertionError(f"{self._parts.config.role} workers reserve nothing")
+
+    def _on_ready(self, ready: ReadyBlocks) -> None:
+        raise AssertionError(f"{self._parts.config.role} workers push nothing")
+
+    def _dress(self, entry: Entry, update: m.Update) -> m.Update:
+        """Add to an update what the engine cannot know."""
+        return update
+
+    # What the roles share.
+
+    def _open(self, submission: m.Submission) -> Entry:
+        """
+        Raises:
+            NoCapacity: draining.
+            LegFailed: a used id, or nobody to send the tokens to.
+        """
+        if self.draining:
+            raise NoCapacity(f"{self._parts.worker_id} is draining; use another worker", retry_after_s=RETRY_AFTER_S)
+        self.outbox.require(submission.router_id)
+        return self._requests.open(submission)
+
+    def _engine_request(self, submission: m.Submission, kind: Kind, first_block: int = 0) -> EngineRequest:
+        return EngineRequest(
+            request_id=submission.request_id,
+            kind=kind,
+            prompt=tuple(submission.prompt),
+            sampling=submission.sampling,
+            hash_key=hash_key(self._parts.fingerprint, submission.cache_scope),
+            first_block=first_block,
+        )
+
+    async def _add(self, entry: Entry, kind: Kind, first_block: int = 0) -> None:
+        """Hand a request to the engine; if the engine refuses it, nothing is left of it.
+
+        Raises:
+            PromptTooLong: it can never fit here.
+        """
+        request = self._engine_request(entry.submission, kind, first_block)
+        try:
+            await self._engine.call(lambda engine: engine.add(request))
+        except BaseException:
+            if self._requests.close(entry.request_id) is not None:
+                self._release(entry)
+            raise
+
+    def _end_with(self, entry: Entry, error: DiptychError) -> None:
+        """End an open request with an error: the router is told, everything is given back."""
+        if self._requests.close(entry.request_id) is None:
+            return
+        self._parts.log.warning("request_failed", request=entry.request_id, code=error.code, reason=error.message)
+        self.outbox.send(entry.router_id, [m.Update(entry.request_id, 0, 0, [], error=error.to_wire())])
+        self._release(entry)
+
+    def _router_lost(self, router_id: str) -> None:
+        for entry in self._requests.of_router(router_id):
+            self._requests.close(entry.request_id)
+            self._release(entry)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something to its end in the background; `drain` waits for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def stats(self) -> m.WorkerStats:
+        """The engine's view of itself, with the transfers'."""
+        counters = self._transfers.counters
+        names = (name for name in m.WorkerStats.__struct_fields__ if name.startswith(("transfer", "exposed")))
+        return msgspec.structs.replace(self._engine.stats, **{name: getattr(counters, name) for name in names})
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new, let what runs finish, then end the rest with an error."""
+        self.draining = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._requests.wait_empty()
+        except TimeoutError:
+            for entry in self._requests.all():
+                self._end_with(entry, NoCapacity("the worker is shutting down; retry", retry_after_s=RETRY_AFTER_S))

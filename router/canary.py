@@ -1,0 +1,120 @@
+"""Whether the cluster answers: a small request of the router's own, end to end, whenever no real one has proved it.
+
+`/health` tells what was last proved and how long ago; nothing latches: a proof grows old and expires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from uuid import uuid4
+
+from diptych.errors import DiptychError
+from diptych.messages import Role, SamplingParams
+from router.fleet import Fleet
+from router.frontend import HealthView
+from router.requests import Core, Report, TokenRequest
+
+DEADLINE_MS = 30_000
+PROOF_LASTS = 3  # canary intervals
+RETRY_S = 0.25  # after a failed canary, and how often the fleet is looked at
+
+
+class Canary:
+    """
+    Args:
+        interval_s: idle time after which a canary is sent; 0: only until one has succeeded.
+        clock: monotonic seconds.
+        num_open: requests and bookings held by this router, for the detail of /health.
+        degraded: what this router does without at the moment, in words.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        block_size: int,
+        interval_s: float,
+        clock: Callable[[], float],
+        num_open: Callable[[], dict[str, int]],
+        degraded: Callable[[], list[str]],
+    ) -> None:
+        self._fleet = fleet
+        self._prompt = [1 + i % 7 for i in range(2 * block_size + 1)]  # full blocks and a partial one
+        self._interval_s = interval_s
+        self._clock = clock
+        self._num_open = num_open
+        self._degraded = degraded
+        self._proved_at: float | None = None
+        self._proved_for: tuple[int, int] = (0, 0)  # prefill and decode workers that were ready then
+        self._last_error = "no canary has been sent yet"
+
+    def ended(self, request: TokenRequest, error: DiptychError | None) -> None:
+        """Told of every request's end: any success is a proof."""
+        if error is None:
+            self._proved_at = self._clock()
+        elif request.canary:
+            self._last_error = error.message
+
+    async def run(self, core: Core) -> None:
+        """Send canaries when they are due, for ever."""
+        while True:
+            if self._due():
+                await self._send(core)
+            self._fleet.changed.clear()
+            try:
+                async with asyncio.timeout(RETRY_S):
+                    await self._fleet.changed.wait()
+            except TimeoutError:
+                pass
+
+    def view(self) -> HealthView:
+        prefill, decode = self._ready()
+        reasons = []
+        if not decode:
+            reasons.append("no decode worker is ready")
+        if not self._proof_holds():
+            reasons.append(f"no request went end to end lately; the last canary: {self._last_error}")
+        refused = [f"{worker} is refused: {why}" for worker, why in self._fleet.refused.items()]
+        return HealthView(
+            healthy=not reasons,
+            ready=bool(decode),
+            reasons=(*reasons, *refused),
+            details={
+                "prefill_workers": prefill,
+                "decode_workers": decode,
+                "degraded": self._degraded(),
+                **self._num_open(),
+            },
+        )
+
+    def _ready(self) -> tuple[int, int]:
+        return self._fleet.num_ready(Role.PREFILL), self._fleet.num_ready(Role.DECODE)
+
+    def _due(self) -> bool:
+        if not self._ready()[1]:
+            return False
+        if self._proved_at is None or self._ready() != self._proved_for:
+            return True
+        return self._interval_s > 0 and self._clock() - self._proved_at >= self._interval_s
+
+    def _proof_holds(self) -> bool:
+        if self._proved_at is None:
+            return False
+        return not self._interval_s or self._clock() - self._proved_at < PROOF_LASTS * self._interval_s
+
+    async def _send(self, core: Core) -> None:
+        ready = self._ready()
+        request = TokenRequest(
+            request_id=f"canary-{uuid4().hex[:12]}",
+            prompt=self._prompt,
+            sampling=SamplingParams(max_tokens=2, seed=0, temperature=0.0),
+            cache_scope=b"canary",
+            deadline_ms=DEADLINE_MS,
+            canary=True,
+        )
+        try:
+            async for _ in core.generate(request, Report()):
+                pass
+        except DiptychError:
+            return  # `ended` has kept the reason
+        self._proved_for = ready

@@ -1,0 +1,206 @@
+"""The life of a request, in one function: `Router.generate` (the page of words is docs/life-of-a-request.md).
+
+Works on token ids; knows nothing about text, HTTP or protobuf. Whatever ends a request (finish, stop, cancel,
+disconnect, error, death of a worker, deadline) leaves through the same `finally`, which gives everything back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from uuid import uuid4
+
+from opentelemetry.trace import Tracer
+
+from diptych.errors import Cancelled, DeadlineExceeded, DiptychError, InternalError, NoCapacity
+from diptych.messages import Reserve, Start, Submission, Ticket, Update, WorkerRecord
+from diptych.spans import end_span, start_span, traceparent_of
+from kv_transfer.hashing import block_hashes, hash_key
+from router.bookings import Booking, Bookings
+from router.fleet import Fleet
+from router.legs import Legs, open_legs
+from router.mailbox import Mailbox
+from router.placement import Placement, PromptView, place
+from router.prefix_index import PrefixIndex
+from router.requests import Report, TokenRequest
+
+RETRY_AFTER_S = 1.0
+GUESS_LASTS_S = 5.0  # a just-placed prefix counts as cached until the worker's own event says so
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the router needs of its configuration and its model."""
+
+    block_size: int  # tokens
+    block_bytes: int
+    fingerprint: str
+    remote_prefill: str
+    reserve_timeout_ms: int
+    max_queued: int
+
+
+class Router:
+    """Places requests and runs their lives. Implements `requests.Core`."""
+
+    def __init__(
+        self,
+        router_id: str,
+        limits: Limits,
+        fleet: Fleet,
+        index: PrefixIndex,
+        bookings: Bookings,
+        tracer: Tracer,
+        on_end: Callable[[TokenRequest, DiptychError | None], None],
+    ) -> None:
+        self._router_id = router_id
+        self._limits = limits
+        self._fleet = fleet
+        self._index = index
+        self._bookings = bookings
+        self._tracer = tracer
+        self._on_end = on_end
+        self._turn = 0
+        self.num_running = 0
+
+    async def generate(self, request: TokenRequest, report: Report) -> AsyncGenerator[Update, None]:
+        """Run one request from placement to its last token (see `requests.Core.generate`)."""
+        deadline = asyncio.get_running_loop().time() + request.deadline_ms / 1e3
+        mailbox = Mailbox(request.sampling.n)
+        with self._ending(request, report) as traceparent:
+            hashes = self._hash(request)
+            placement = self._place(request, hashes, report)
+            with self._book(placement, request) as booking, self._legs(placement, request, mailbox) as legs:
+                submission = self._submission(legs, request, deadline, traceparent)
+                if legs.prefill is None:
+                    await legs.decode.start(Start(submission=submission), _left_s(deadline))
+                else:
+                    ticket = await self._reserve(legs, legs.prefill.record, submission, report)
+                    await legs.prefill.start(Start(submission=submission, ticket=ticket), _left_s(deadline))
+                while not mailbox.done:
+                    update = await mailbox.next(deadline)
+                    legs.observe(update)
+                    _note(report, update, booking)
+                    yield update
+
+    @contextmanager
+    def _ending(self, request: TokenRequest, report: Report) -> Iterator[str]:
+        """Admit the request, and see to it that each one ends exactly once: counted, traced, with its error."""
+        if self.num_running >= self._limits.max_queued:
+            raise NoCapacity(
+                f"{self.num_running} requests are in flight at this router (max_queued); retry later",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        span = start_span(self._tracer, "router", request.traceparent)
+        self.num_running += 1
+        error: BaseException | None = None
+        report.marks["arrived"] = time.monotonic()
+        try:
+            yield traceparent_of(span)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self.num_running -= 1
+            report.marks["ended"] = time.monotonic()
+            end_span(span, report.attributes(len(request.prompt)), error)
+            self._on_end(request, _as_ours(error))
+
+    def _hash(self, request: TokenRequest) -> list[bytes]:
+        key = hash_key(self._limits.fingerprint, request.cache_scope)
+        return block_hashes(key, request.prompt, self._limits.block_size)
+
+    def _place(self, request: TokenRequest, hashes: list[bytes], report: Report) -> Placement:
+        """Choose a pair from what the index and the workers say right now; note what was believed."""
+        now = time.monotonic()
+        usable = hashes[: (len(request.prompt) - 1) // self._limits.block_size]  # one token is always computed
+        views = self._fleet.views(self._index.matches(usable, now), self._bookings)
+        prompt = PromptView(
+            len(request.prompt), self._num_blocks(len(request.prompt)), self._limits.block_bytes, request.canary
+        )
+        self._turn += 1
+        placement = place(prompt, views, self._limits.remote_prefill, self._turn)
+        for worker_id in filter(None, (placement.prefill_id, placement.decode_id)):
+            self._index.guess(worker_id, hashes, now + GUESS_LASTS_S)
+        report.prefill_id, report.decode_id = placement.prefill_id, placement.decode_id
+        report.reason, report.expected_ms = placement.reason, placement.expected_ms
+        report.predicted_cached = placement.predicted_cached
+        report.marks["placed"] = now
+        return placement
+
+    def _book(self, placement: Placement, request: TokenRequest) -> AbstractContextManager[Booking]:
+        num_tokens = len(request.prompt)
+        return self._bookings.book(placement, num_tokens, self._num_blocks(num_tokens))
+
+    def _legs(self, placement: Placement, request: TokenRequest, mailbox: Mailbox) -> AbstractContextManager[Legs]:
+        prefill = self._fleet.link(placement.prefill_id) if placement.prefill_id else None
+        attempt_id = f"{request.request_id}:{uuid4().hex[:12]}"
+        return open_legs(attempt_id, self._fleet.link(placement.decode_id), prefill, mailbox)
+
+    def _submission(self, legs: Legs, request: TokenRequest, deadline: float, traceparent: str) -> Submission:
+        return Submission(
+            request_id=legs.request_id,
+            router_id=self._router_id,
+            prompt=request.prompt,
+            sampling=request.sampling,
+            cache_scope=request.cache_scope,
+            remaining_ms=int(1e3 * _left_s(deadline)),
+            traceparent=traceparent,
+        )
+
+    async def _reserve(self, legs: Legs, prefill: WorkerRecord, submission: Submission, report: Report) -> Ticket:
+        """Hold decode's blocks before anything is computed: this is where back-pressure acts."""
+        timeout_ms = min(self._limits.reserve_timeout_ms, submission.remaining_ms)
+        request = Reserve(submission=submission, prefill_id=prefill.worker_id, prefill_address=prefill.address)
+        try:
+            ticket = await legs.decode.reserve(request, timeout_ms / 1e3)
+        except DeadlineExceeded:
+            if timeout_ms == submission.remaining_ms:
+                raise
+            raise NoCapacity(
+                f"no decode worker had blocks for this prompt within {timeout_ms} ms (reserve_timeout_ms); retry later",
+                retry_after_s=RETRY_AFTER_S,
+            ) from None
+        report.marks["reserved"] = time.monotonic()
+        return ticket
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._limits.block_size)
+
+
+def _left_s(deadline: float) -> float:
+    """Seconds until `deadline` (event-loop time).
+
+    Raises:
+        DeadlineExceeded: it has passed.
+    """
+    left = deadline - asyncio.get_running_loop().time()
+    if left <= 0:
+        raise DeadlineExceeded("the request's deadline passed before it was placed")
+    return left
+
+
+def _note(report: Report, update: Update, booking: Booking) -> None:
+    """Keep what the report and the bookings need from an update."""
+    now = time.monotonic()
+    if not report.num_tokens:
+        report.marks["first_token"] = now
+        booking.prefilled()
+    report.num_tokens += len(update.token_ids)
+    report.marks["last_token"] = now
+    if update.stats is not None and update.position == 0:
+        report.prefill = update.stats
+    elif update.stats is not None:
+        report.decode = update.stats
+
+
+def _as_ours(error: BaseException | None) -> DiptychError | None:
+    """What a request's end is called in metrics."""
+    if error is None or isinstance(error, DiptychError):
+        return error
+    if isinstance(error, GeneratorExit | asyncio.CancelledError):
+        return Cancelled("the client went away")
+    return InternalError(type(error).__name__)
