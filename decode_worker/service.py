@@ -10,6 +10,7 @@ are quarantined until the prefill worker says that no write of it is or will be 
 from __future__ import annotations
 
 import asyncio
+import time
 from uuid import uuid4
 
 import msgspec
@@ -95,6 +96,10 @@ class DecodeService(BaseService):
             return
         request_id, first_tokens = entry.request_id, delivery.first_tokens
         del self._expected[request_id]  # the pusher is done: its blocks are ours alone again
+        entry.phase_began = time.time() - arrival.transfer_ms / 1e3
+        self._end_phase(
+            entry, "transfer", {"diptych.transfer_bytes": arrival.num_bytes, "diptych.exposed_ms": arrival.exposed_ms}
+        )
         if arrival.bad_blocks:
             self._parts.log.error("kv_damaged", transfer=delivery.transfer_id, blocks=len(arrival.bad_blocks))
             self._engine.post(lambda engine: engine.recompute(request_id, first_tokens))
@@ -120,6 +125,7 @@ class DecodeService(BaseService):
         return msgspec.structs.replace(update, stats=stats)
 
     def _on_finished(self, entry: Entry) -> None:
+        self._end_phase(entry, "decode", {"diptych.choices": entry.submission.sampling.n})
         self._requests.close(entry.request_id)
         self._arrivals.pop(entry.request_id, None)
 
@@ -140,7 +146,7 @@ class DecodeService(BaseService):
         stub = self._parts.peers.stub(promised.prefill_id, promised.prefill_address)
         while True:
             try:
-                await stub.call(rpc.REVOKE, Revoke(transfer_id), REVOKE_TIMEOUT_S)
+                await stub.call(rpc.REVOKE, Revoke(transfer_id, promised.prefill_id), REVOKE_TIMEOUT_S)
                 break
             except DiptychError as error:
                 if await self._parts.is_dead(promised.prefill_id):

@@ -114,6 +114,7 @@ class Revoke(msgspec.Struct, frozen=True):
     """Decode to prefill: post nothing more for this transfer; answer when every write of it is terminal."""
 
     transfer_id: str
+    prefill_id: str  # who was to push; whoever else listens at its address now proves nothing about its writes
 
 
 class Revoked(msgspec.Struct, frozen=True):

@@ -49,6 +49,8 @@ class PrefillService(BaseService):
         return Started(self._parts.worker_id)
 
     async def revoke(self, request: Revoke) -> Revoked:
+        if request.prefill_id != self._parts.worker_id:
+            raise LegFailed(f"{self._parts.worker_id} cannot speak for {request.prefill_id}")
         self._revoked.add(request.transfer_id)
         entry = self._requests.get(self._by_transfer.get(request.transfer_id, ""))
         if entry is not None:
@@ -58,7 +60,7 @@ class PrefillService(BaseService):
 
     def _on_ready(self, ready: ReadyBlocks) -> None:
         entry = self._requests.get(ready.request_id)
-        if entry is not None and entry.ticket is not None:
+        if entry is not None and entry.ticket is not None and not ready.finished:
             self._transfers.ready(
                 entry.ticket.transfer_id, ready.first_index, ready.blocks, ready.last, ready.first_tokens
             )

@@ -109,9 +109,7 @@ async def _serve(
         grpc_server, grpc_port = await serve_grpc(frontend, canary.view)
         try:
             started(
-                RouterRecord(
-                    router_id=router_id, http_address=http_address, grpc_address=f"{config.host}:{grpc_port}"
-                )
+                RouterRecord(router_id=router_id, http_address=http_address, grpc_address=f"{config.host}:{grpc_port}")
             )
             await stop.wait()
         finally:

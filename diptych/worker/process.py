@@ -60,60 +60,67 @@ async def run_worker(
     os.environ.update(ucx_environment(config.transports, config.interfaces or _loopback_interface(config.host)))
     folder = ModelFolder(config.model)
     runner = await asyncio.to_thread(_load, folder, config)
-    worker_id = f"{config.role}-{socket.gethostname()}-{uuid4().hex[:8]}"
-    identity = _fingerprint(folder, config)
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
     async with AsyncExitStack() as stack:
-        engine = EngineThread(Engine(runner, _limits(config, folder)))
+        server = rpc.make_server()
         redis = connect(config.redis_url)
         stack.push_async_callback(redis.aclose)
-        transfers = await _start_transfers(config, worker_id, identity, runner, lambda arrival: on_arrival(arrival))
-        stack.push_async_callback(transfers.stop)
-        peers = Peers(transfers)
-        stack.push_async_callback(peers.close)
-        server = rpc.make_server()
         address = f"{config.host}:{_bind(server, config)}"
-        publisher = IndexPublisher(redis, config.cluster, worker_id)
-        tracer = make_tracer(f"diptych-{config.role}", config.otlp_endpoint)
-        stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
-        service = make_service(
-            Parts(
-                config=config,
-                worker_id=worker_id,
-                address=address,
-                fingerprint=identity,
-                engine=engine,
-                transfers=transfers,
-                peers=peers,
-                publisher=publisher,
-                is_dead=partial(_is_dead, redis, config.cluster),
-                tracer=tracer,
-                log=make_logger(worker_id),
-            )
+        parts = await _make_parts(
+            stack, config, folder, runner, redis, address, on_arrival=lambda arrival: service.on_arrival(arrival)
         )
-        on_arrival = service.on_arrival
-        engine.start(service.on_outcome, lambda error: _fail(failed, InternalError(f"the engine crashed: {error!r}")))
-        stack.callback(engine.stop)
-        await stack.enter_async_context(background(publisher.run(), "index"))
+        service = make_service(parts)
+        stack.push_async_callback(service.close)
+        parts.engine.start(service.on_outcome, partial(_fail, failed, "the engine crashed"))
+        stack.callback(parts.engine.stop)
+        await stack.enter_async_context(background(parts.publisher.run(), "index"))
         rpc.add_to_server(service, server)
         await server.start()
         stack.push_async_callback(server.stop, SHUTDOWN_GRACE_S)
 
-        record = _record(config, folder, runner, worker_id, address, identity)
-        membership = Registration(
-            redis,
-            config.cluster,
-            record,
-            config.lease_ms,
-            lambda: _fail(failed, InternalError("this worker was declared dead")),
-        )
+        record = _record(parts, folder, runner)
+        fenced = partial(_fail, failed, "this worker was declared dead", None)
+        membership = Registration(redis, config.cluster, record, config.lease_ms, fenced)
         await membership.start()
         stack.push_async_callback(membership.stop)
         started(record)
-        await _run_until(stop, failed, transfers)
+        await _run_until(stop, failed, parts.transfers)
         await membership.update(WorkerState.DRAINING)
         await service.drain(config.drain_timeout_s)
+
+
+async def _make_parts(
+    stack: AsyncExitStack,
+    config: WorkerConfig,
+    folder: ModelFolder,
+    runner: TorchRunner,
+    redis: Redis,
+    address: str,
+    on_arrival: Callable[[Arrival], None],
+) -> Parts:
+    """What the service is made of; `stack` takes it apart again."""
+    worker_id = f"{config.role}-{socket.gethostname()}-{uuid4().hex[:8]}"
+    identity = _fingerprint(folder, config)
+    transfers = _make_transfers(config, worker_id, identity, runner, on_arrival)
+    await transfers.start()
+    stack.push_async_callback(transfers.stop)
+    peers = Peers(transfers)
+    stack.push_async_callback(peers.close)
+    tracer = make_tracer(f"diptych-{config.role}", config.otlp_endpoint)
+    stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
+    return Parts(
+        config=config,
+        worker_id=worker_id,
+        address=address,
+        fingerprint=identity,
+        engine=EngineThread(Engine(runner, _limits(config, folder))),
+        transfers=transfers,
+        peers=peers,
+        publisher=IndexPublisher(redis, config.cluster, worker_id),
+        is_dead=partial(_is_dead, redis, config.cluster),
+        tracer=tracer,
+        log=make_logger(worker_id),
+    )
 
 
 async def _run_until(stop: asyncio.Event, failed: asyncio.Future[None], transfers: TransferThread) -> None:
@@ -161,21 +168,15 @@ def _fingerprint(folder: ModelFolder, config: WorkerConfig) -> str:
     )
 
 
-async def _start_transfers(
-    config: WorkerConfig, worker_id: str, identity: str, runner: TorchRunner, on_delivery: Callable[[Arrival], None]
+def _make_transfers(
+    config: WorkerConfig, worker_id: str, identity: str, runner: TorchRunner, on_arrival: Callable[[Arrival], None]
 ) -> TransferThread:
     layout = KVLayout(runner.pool_address, runner.num_blocks, runner.block_bytes, identity)
     memory = "DRAM" if config.device == "cpu" else "VRAM"
-    transfers = TransferThread(
-        worker_id,
-        layout,
-        _bytes_of(layout) if memory == "DRAM" else None,
-        lambda: NixlAgent(worker_id, layout, memory),
-        on_delivery,
-        config.verify_checksums,
+    pool = _bytes_of(layout) if memory == "DRAM" else None
+    return TransferThread(
+        worker_id, layout, pool, lambda: NixlAgent(worker_id, layout, memory), on_arrival, config.verify_checksums
     )
-    await transfers.start()
-    return transfers
 
 
 def _bytes_of(layout: KVLayout) -> npt.NDArray[np.uint8]:
@@ -184,16 +185,15 @@ def _bytes_of(layout: KVLayout) -> npt.NDArray[np.uint8]:
     return np.ctypeslib.as_array(raw).reshape(layout.num_blocks, layout.block_bytes)
 
 
-def _record(
-    config: WorkerConfig, folder: ModelFolder, runner: TorchRunner, worker_id: str, address: str, identity: str
-) -> WorkerRecord:
+def _record(parts: Parts, folder: ModelFolder, runner: TorchRunner) -> WorkerRecord:
+    config = parts.config
     return WorkerRecord(
-        worker_id=worker_id,
+        worker_id=parts.worker_id,
         role=config.role,
-        address=address,
+        address=parts.address,
         state=WorkerState.READY,
         model=config.served_model or folder.name,
-        fingerprint=identity,
+        fingerprint=parts.fingerprint,
         block_size=config.block_size,
         num_blocks=runner.num_blocks,
         block_bytes=runner.block_bytes,
@@ -230,6 +230,6 @@ def _loopback_interface(host: str) -> str:
         return "lo" if host == "localhost" else ""
 
 
-def _fail(failed: asyncio.Future[None], error: InternalError) -> None:
+def _fail(failed: asyncio.Future[None], what: str, error: BaseException | None) -> None:
     if not failed.done():
-        failed.set_exception(error)
+        failed.set_exception(InternalError(what if error is None else f"{what}: {error!r}"))

@@ -6,6 +6,7 @@ Knows nothing about engines, KV or roles.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,8 +25,7 @@ class Entry:
     open_choices: int
     deadline: asyncio.TimerHandle
     ticket: Ticket | None = None  # set when KV moves: given out (decode) or taken in (prefill)
-    opened_at: float = 0.0  # event-loop seconds
-    marks: dict[str, float] = field(default_factory=dict)
+    phase_began: float = field(default_factory=time.time)  # unix seconds, for the span of what it is doing now
 
     @property
     def request_id(self) -> str:
@@ -72,9 +72,8 @@ class OpenRequests:
         request_id = submission.request_id
         if request_id in self._ended or request_id in self._entries:
             raise LegFailed(f"request {request_id} has already been here; a retry needs a new id")
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(submission.remaining_ms / 1e3, self._expire, request_id)
-        entry = Entry(submission, submission.sampling.n, timer, opened_at=loop.time())
+        timer = asyncio.get_running_loop().call_later(submission.remaining_ms / 1e3, self._expire, request_id)
+        entry = Entry(submission, submission.sampling.n, timer)
         self._entries[request_id] = entry
         self._empty.clear()
         return entry

@@ -6,6 +6,7 @@ Runs on the event loop. The engine and the transfer thread report here; nothing 
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -19,6 +20,7 @@ from diptych import messages as m
 from diptych.config import WorkerConfig
 from diptych.engine.interface import EngineRequest, Kind, ReadyBlocks, Reservation, StepOutcome
 from diptych.errors import BadRequest, DiptychError, NoCapacity
+from diptych.spans import Attributes, record_span
 from diptych.telemetry import Logger
 from diptych.worker.engine_thread import EngineThread
 from diptych.worker.outbox import Outbox
@@ -99,6 +101,8 @@ class BaseService(ABC):
         for update in outcome.updates:
             if (entry := self._requests.get(update.request_id)) is not None:  # else aborted meanwhile
                 by_router[entry.router_id].append(self._dress(entry, update))
+                if update.stats is not None and update.position == 0:
+                    self._end_phase(entry, "prefill", _prompt_attributes(update.stats))
                 entry.open_choices -= update.finish_reason is not None
                 if not entry.open_choices:
                     self._on_finished(entry)
@@ -175,8 +179,14 @@ class BaseService(ABC):
             self._requests.close(entry.request_id)
             self._release(entry)
 
+    def _end_phase(self, entry: Entry, name: str, attributes: Attributes) -> None:
+        """Record what this worker did for the request up to now as a span; the next phase begins."""
+        now = time.time()
+        record_span(self._parts.tracer, name, entry.submission.traceparent, entry.phase_began, now, attributes)
+        entry.phase_began = now
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run something to its end in the background; `drain` waits for it."""
+        """Run something in the background; `drain` waits for it, `close` ends it."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -194,6 +204,22 @@ class BaseService(ABC):
         try:
             async with asyncio.timeout(timeout_s):
                 await self._requests.wait_empty()
+                await asyncio.gather(*self._tasks)
         except TimeoutError:
             for entry in self._requests.all():
                 self._end_with(entry, NoCapacity("the worker is shutting down; retry", retry_after_s=RETRY_AFTER_S))
+        self.outbox.close()
+
+    async def close(self) -> None:
+        """End what still runs in the background: the process is about to go, and everything it held with it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _prompt_attributes(stats: m.LegStats) -> Attributes:
+    return {
+        "diptych.prompt_tokens.computed": stats.prompt_computed,
+        "diptych.prompt_tokens.local_cache": stats.prompt_cached,
+        "diptych.queue_ms": stats.queue_ms,
+    }

@@ -59,9 +59,10 @@ class ProcessCluster:
     async def __aenter__(self) -> ProcessCluster:
         self.name = f"test-{uuid4().hex[:8]}"
         self.workers: list[Process] = []
+        self.routers: list[Process] = []
         roles = [Role.PREFILL] * self.prefill + [Role.DECODE] * self.decode
         try:
-            self.front, *_ = await asyncio.gather(self._start_router(), *map(self.start_worker, roles))
+            self.front, *_ = await asyncio.gather(self.start_router(), *map(self.start_worker, roles))
             self.http = httpx.AsyncClient(base_url=self.base_url, timeout=60, trust_env=False)
             await self.wait_healthy()
         except BaseException:
@@ -74,8 +75,7 @@ class ProcessCluster:
     ) -> None:
         if hasattr(self, "http"):
             await self.http.aclose()
-        processes = [*self.workers, *([self.front] if hasattr(self, "front") else [])]
-        await asyncio.gather(*map(_stop, processes))
+        await asyncio.gather(*map(_stop, [*self.routers, *self.workers]))
 
     @property
     def base_url(self) -> str:
@@ -99,16 +99,19 @@ class ProcessCluster:
         self.workers.append(process)
         return process
 
-    async def _start_router(self) -> Process:
-        defaults = {"http_port": 0, "canary_interval_s": 0.0, "membership_poll_ms": 50}
+    async def start_router(self, **changes: Any) -> Process:
+        """Another router on the same cluster; `changes` are fields of `RouterConfig`."""
+        defaults = {"http_port": 0, "canary_interval_s": 0.0, "membership_poll_ms": 50, "lease_ms": 1_500}
         config = RouterConfig(
             model=str(self.model),
             served_model="tiny",
             cluster=self.name,
             redis_url=self.redis_url,
-            **{**defaults, **self.router},
+            **{**defaults, **self.router, **changes},
         )
-        return await self._spawn("router", config, RouterRecord)
+        process = await self._spawn("router", config, RouterRecord)
+        self.routers.append(process)
+        return process
 
     async def _spawn(self, module: str, config: Any, record_type: type[Any]) -> Process:
         log = self.logs / f"{module}-{uuid4().hex[:6]}.log"
@@ -131,14 +134,20 @@ class ProcessCluster:
             raise RuntimeError(f"{module} did not start:\n{log.read_text()}")
         return Process(process, msgspec.json.decode(line, type=record_type), log)
 
-    async def health(self) -> dict[str, Any]:
-        answer = await self.http.get("/health")
+    async def health(self, client: httpx.AsyncClient | None = None) -> dict[str, Any]:
+        """What a router (the first one by default) says of itself."""
+        answer = await (client or self.http).get("/health")
         detail: dict[str, Any] = answer.json()
         return {"status_code": answer.status_code, **detail}
 
-    async def wait_healthy(self) -> None:
+    async def wait_healthy(self, client: httpx.AsyncClient | None = None) -> None:
+        """Until a canary went end to end with all workers there."""
+        workers = {"prefill_workers": len(self.of_role(Role.PREFILL)), "decode_workers": len(self.of_role(Role.DECODE))}
         async with asyncio.timeout(READY_TIMEOUT_S):
-            while (await self.health())["status_code"] != 200:
+            while True:
+                health = await self.health(client)
+                if health["status_code"] == 200 and workers.items() <= health["details"].items():
+                    return
                 await asyncio.sleep(0.05)
 
     def text_of_logs(self) -> str:
