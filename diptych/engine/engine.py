@@ -1,0 +1,133 @@
+"""One engine: a scheduler that decides, a runner that computes, a clock that measures.
+
+Whatever the runner is, a worker meets its model here. Inputs and `step` come from one caller at a time. Knows nothing
+about sockets, transfers or routers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from diptych.engine.interface import EngineRequest, ReadyBlocks, Runner, StepOutcome
+from diptych.engine.limits import Limits
+from diptych.engine.rates import Rates
+from diptych.engine.scheduler import Scheduler
+from diptych.messages import Update, WorkerStats
+
+
+@dataclass(slots=True)
+class _Marks:
+    """When a request passed its stations, in the clock's seconds."""
+
+    added: float
+    admitted: float | None = None  # was given its blocks
+    delivered: float | None = None  # RECEIVE: could start to compute
+
+
+class Engine:
+    """Runs requests step by step. What the inputs mean is said in `diptych.engine.scheduler.Scheduler`."""
+
+    def __init__(self, runner: Runner, limits: Limits, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.scheduler = Scheduler(limits, runner.num_blocks)
+        self._runner = runner
+        self._clock = clock
+        self._rates = Rates()
+        self._num_steps = 0
+        self._marks: dict[str, _Marks] = {}  # until the request's first update or its end
+
+    def add(self, request: EngineRequest) -> None:
+        """Raises PromptTooLong or BadRequest."""
+        self.scheduler.add(request)
+        self._marks[request.request_id] = _Marks(self._clock())
+
+    def mark_in_flight(self, request_id: str) -> bool:
+        return self.scheduler.mark_in_flight(request_id)
+
+    def deliver(self, request_id: str, first_tokens: Sequence[int]) -> bool:
+        return self._note_delivery(request_id, self.scheduler.deliver(request_id, first_tokens))
+
+    def recompute(self, request_id: str, first_tokens: Sequence[int]) -> bool:
+        return self._note_delivery(request_id, self.scheduler.recompute(request_id, first_tokens))
+
+    def hold(self, request_id: str) -> bool:
+        self._marks.pop(request_id, None)
+        return self.scheduler.hold(request_id)
+
+    def release(self, request_id: str) -> bool:
+        return self.scheduler.release(request_id)
+
+    def abort(self, request_id: str) -> bool:
+        self._marks.pop(request_id, None)
+        return self.scheduler.abort(request_id)
+
+    def confirm_quiet(self, request_id: str) -> bool:
+        return self.scheduler.confirm_quiet(request_id)
+
+    def clear_cache(self) -> None:
+        self.scheduler.clear_cache()
+
+    @property
+    def has_work(self) -> bool:
+        """Call `step` again; if False, nothing will happen before the next input."""
+        return self.scheduler.has_work
+
+    def step(self) -> StepOutcome:
+        """Plan, compute, take in. The outcome is `idle` if there was nothing to do."""
+        began = self._clock()
+        plan = self.scheduler.plan()
+        if plan is None:
+            return StepOutcome()
+        self._note_admissions(began)
+        drawn = self._runner.execute(plan) if plan.rows else []
+        outcome = self.scheduler.commit(plan, drawn)
+        for ready in outcome.ready:
+            self._clear_tail(ready)
+        ended = self._clock()
+        self._rates.note(outcome, ended - began)
+        self._num_steps += bool(plan.rows)
+        outcome.updates = [self._with_times(update, ended) for update in outcome.updates]
+        return outcome
+
+    def stats(self) -> WorkerStats:
+        return replace(
+            self.scheduler.stats(),
+            prefill_tokens_per_s=self._rates.prefill_tokens_per_s,
+            decode_step_ms=self._rates.decode_step_ms,
+            steps_total=self._num_steps,
+        )
+
+    def check(self) -> None:
+        """Raises AssertionError if the book-keeping does not add up."""
+        self.scheduler.check()
+
+    def _clear_tail(self, ready: ReadyBlocks) -> None:
+        """Whole blocks are pushed: behind the prompt's end there must be nothing of whoever had the block before."""
+        tail_tokens = self.scheduler.tail_tokens(ready.request_id)
+        if ready.last and ready.blocks and tail_tokens:
+            self._runner.clear_tail(ready.blocks[-1], tail_tokens)
+
+    def _note_admissions(self, now: float) -> None:
+        for request_id in self.scheduler.admitted:
+            marks = self._marks.get(request_id)
+            if marks is not None and marks.admitted is None:
+                marks.admitted = now
+
+    def _note_delivery(self, request_id: str, known: bool) -> bool:
+        if request_id in self.scheduler:
+            if known:
+                self._marks[request_id].delivered = self._clock()
+        else:  # ended by its first tokens, or never known
+            self._marks.pop(request_id, None)
+        return known
+
+    def _with_times(self, update: Update, now: float) -> Update:
+        marks = self._marks.pop(update.request_id, None)
+        if update.stats is None or marks is None or marks.admitted is None:
+            return update
+        started = marks.admitted if marks.delivered is None else marks.delivered
+        queue_ms, compute_ms = (marks.admitted - marks.added) * 1e3, (now - started) * 1e3
+        return replace(update, stats=replace(update.stats, queue_ms=queue_ms, compute_ms=compute_ms))
