@@ -1,0 +1,115 @@
+"""How KV lies in a worker's memory, and whether two workers may exchange it.
+
+    address                       one registered region
+    │ block 0       │ block 1       │ …  num_blocks × block_bytes
+    │ L0 K V L1 K V …│ L0 K V L1 K V …│
+
+A block is contiguous across all layers, so one block is one descriptor and a transfer is a list of block pairs.
+
+Other block sizes and tensor-parallel layouts are refused today. They would be mapped here, by splitting a block into
+descriptors both sides share: a block of 32 tokens as two of 16 (layer-contiguous slices, num_layers × 2 descriptors
+each), a rank of a TP=2 worker as its share of the KV heads (a strided slice per layer). Both multiply the descriptor
+count by the layers, which is why the same layout on both sides is worth insisting on first.
+
+Knows nothing about torch, NIXL or who owns the memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diptych.errors import Incompatible
+from diptych.messages import PeerHello
+from kv_transfer.hashing import HASH_SCHEME
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """One worker's block pool."""
+
+    address: int  # virtual address of block 0 in the worker's process
+    num_blocks: int
+    block_bytes: int
+    fingerprint: str  # of `fingerprint`, below
+    device: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_blocks < 1 or self.block_bytes < 1:
+            raise ValueError(f"a pool of {self.num_blocks} blocks of {self.block_bytes} bytes holds nothing")
+
+    @classmethod
+    def of_peer(cls, hello: PeerHello) -> KVLayout:
+        return cls(hello.pool_address, hello.num_blocks, hello.block_bytes, hello.fingerprint, hello.device)
+
+    @property
+    def total_bytes(self) -> int:
+        return self.num_blocks * self.block_bytes
+
+    def block_address(self, block: int) -> int:
+        """Virtual address of a block.
+
+        Raises:
+            IndexError: the pool has no such block.
+        """
+        if not 0 <= block < self.num_blocks:
+            raise IndexError(f"block {block} is outside a pool of {self.num_blocks}")
+        return self.address + block * self.block_bytes
+
+    def hello(self, worker_id: str, agent_metadata: bytes) -> PeerHello:
+        """What this worker tells a peer when they meet."""
+        return PeerHello(
+            worker_id=worker_id,
+            fingerprint=self.fingerprint,
+            agent_metadata=agent_metadata,
+            pool_address=self.address,
+            block_bytes=self.block_bytes,
+            num_blocks=self.num_blocks,
+            device=self.device,
+        )
+
+
+def fingerprint(*, model: str, revision: str, dtype: str, layout: str, block_size: int) -> str:
+    """Everything two workers must agree on before one may use the other's KV, as readable `name=value` pairs.
+
+    Args:
+        model: name of the model.
+        revision: digest of its weights and configuration.
+        dtype: of the KV entries.
+        layout: name and version of the order within a block, e.g. "layer-kv-token-head/1".
+        block_size: tokens.
+    """
+    parts = {
+        "model": model,
+        "revision": revision,
+        "dtype": dtype,
+        "layout": layout,
+        "block_size": str(block_size),
+        "hash": HASH_SCHEME,
+    }
+    return ";".join(f"{name}={value.replace(';', ',')}" for name, value in parts.items())
+
+
+def check_compatible(local: PeerHello, remote: PeerHello) -> None:
+    """Refuse a peer whose blocks would mean something else here.
+
+    Raises:
+        Incompatible: with both workers and the first differing values.
+    """
+    ours, theirs = _parts(local), _parts(remote)
+    differences = [
+        f"{name} is {ours.get(name, 'not given')} on the first and {theirs.get(name, 'not given')} on the second"
+        for name in sorted(ours | theirs)
+        if ours.get(name) != theirs.get(name)
+    ]
+    if differences:
+        raise Incompatible(
+            f"{local.worker_id} and {remote.worker_id} cannot exchange KV: "
+            + "; ".join(differences)
+            + ". Start both with the same model folder, dtype and block size"
+        )
+
+
+def _parts(hello: PeerHello) -> dict[str, str]:
+    parts = dict(part.partition("=")[::2] for part in hello.fingerprint.split(";"))
+    parts["block_bytes"] = str(hello.block_bytes)
+    return parts
