@@ -34,7 +34,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     drain_timeout_s: float = 30.0
     transports: tuple[str, ...] = ("tcp", "sm", "self")  # of UCX; leave out "sm" between hosts or network namespaces
     interfaces: str = ""  # of UCX, e.g. "eth0"; empty: loopback if `host` is loopback, else UCX chooses
-    verify_checksums: bool = True
+    verify_checksums: bool = True  # of every block that is pushed; the same on all workers
     otlp_endpoint: str = ""  # empty: tracing off
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A router: the HTTP and gRPC doors."""
 
-    model: str  # folder with config.json, tokenizer.json and chat template (weights are not read)
+    model: str  # the workers' folder, or a copy; of the weights only headers and samples are read
     served_model: str = ""
     cluster: str = "diptych"
     redis_url: str = "redis://127.0.0.1:6379/0"

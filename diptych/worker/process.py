@@ -140,13 +140,16 @@ async def _run_until(stop: asyncio.Event, failed: asyncio.Future[None], transfer
 
 
 def _load(folder: ModelFolder, config: WorkerConfig) -> TorchRunner:
-    return TorchRunner.load(
+    runner = TorchRunner.load(
         folder,
         kv_cache_bytes=config.kv_cache_bytes,
         block_size=config.block_size,
         device=config.device,
         threads=config.threads,
     )
+    if runner.dtype != config.dtype:
+        raise ValueError(f"dtype is {config.dtype!r}, but on {config.device} the engine computes in {runner.dtype}")
+    return runner
 
 
 def _limits(config: WorkerConfig, folder: ModelFolder) -> Limits:

@@ -1,5 +1,5 @@
 """Greedy tokens through the cluster equal those of one engine in one process, and those of `transformers`, wherever the
-prompt's prefix was cached. What was cached where is read from the request's own report, so no case passes by accident."""
+prompt's prefix was cached. What was cached where is read from the request's own report: no case passes by accident."""
 
 from __future__ import annotations
 
