@@ -28,6 +28,9 @@ PROMPT ?=
 MAX_TOKENS ?=
 ONCE ?=
 
+# -- Benchmarks (e.g. BENCH_ARGS='--rounds 5 --record --gguf model.gguf') -------------------------------------------------
+BENCH_ARGS ?=
+
 # -- Tests -------------------------------------------------------------------------------------------------------------
 PYTEST_ARGS ?=
 
@@ -55,7 +58,7 @@ UP_OPTIONS = $(strip \
     $(call option,kv-cache-mb,$(KV_CACHE_MB)) $(call option,threads,$(THREADS)) \
     $(call option,prompt,$(PROMPT)) $(call option,max-tokens,$(MAX_TOKENS)) $(if $(filter-out 0,$(ONCE)),--once))
 
-.PHONY: help up test test-slow check format proto clean
+.PHONY: help up test test-slow check bench-engine format proto clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -83,6 +86,10 @@ check: $(DEV_STAMP)  ## lint, types, import rules, and generated code against it
 	        diff -u "$$file" "$$fresh/$$file" || { echo "$$file is not what $(PROTO) generates: run make proto" >&2; exit 1; }; \
 	    done \
 	    && echo 'generated code is what the .proto files generate'
+
+bench-engine: $(DEV_STAMP)  ## the engine's speed, against this machine's limits and installed peers
+	@OMP_NUM_THREADS=$(or $(THREADS),1) $(BIN)/python -m benchmarks.engine \
+	    $(if $(MODEL),$(call quote,$(MODEL))) --threads $(or $(THREADS),1) $(BENCH_ARGS)
 
 format: $(DEV_STAMP)  ## format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -26,7 +26,8 @@ from kv_transfer.outcome import Arrival
 from kv_transfer.transfer import IncomingTransfer
 
 REVOKE_TIMEOUT_S = 5.0
-REVOKE_RETRY_S = 0.5
+REVOKE_RETRY_S = 0.25
+REVOKE_LONGEST_RETRY_S = 4.0
 
 
 class DecodeService(BaseService):
@@ -41,10 +42,14 @@ class DecodeService(BaseService):
         """Waits until the blocks are there; the caller's deadline is the limit."""
         entry = self._open(request.submission)
         grant: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
+        grant.add_done_callback(_retrieve)  # the caller may have gone when the grant fails
         self._grants[entry.request_id] = grant
         try:
             await self._add(entry, Kind.RECEIVE)
-            return self._promise(request, entry, await grant)
+            reservation = await grant
+            if self._requests.get(entry.request_id) is not entry:  # ended between the grant and here
+                raise entry.error or Cancelled("the request was aborted while it waited for blocks")
+            return self._promise(request, entry, reservation)
         except BaseException:
             if self._requests.close(entry.request_id) is not None:
                 self._release(entry)
@@ -60,14 +65,13 @@ class DecodeService(BaseService):
         return Started(self._parts.worker_id)
 
     def _promise(self, request: Reserve, entry: Entry, reservation: Reservation) -> Ticket:
-        config = self._parts.config
         entry.ticket = Ticket(
             transfer_id=uuid4().hex,
             decode_id=self._parts.worker_id,
             decode_address=self._parts.address,
             first_block=reservation.first_block,
             slots=reservation.slots,
-            ttl_ms=min(config.ticket_ttl_ms, entry.submission.remaining_ms),
+            ttl_ms=max(1, int(entry.remaining_s * 1e3)),  # prefill may queue and compute for as long as there is time
         )
         self._expected[entry.request_id] = request
         self._by_transfer[entry.ticket.transfer_id] = entry.request_id
@@ -95,6 +99,7 @@ class DecodeService(BaseService):
         if entry is None:
             return
         request_id, first_tokens = entry.request_id, delivery.first_tokens
+        self._transfers.forget(delivery.transfer_id)
         del self._expected[request_id]  # the pusher is done: its blocks are ours alone again
         entry.phase_began = time.time() - arrival.transfer_ms / 1e3
         self._end_phase(
@@ -133,7 +138,7 @@ class DecodeService(BaseService):
         """Blocks that may still be written to stay quarantined until that is disproved."""
         request_id = entry.request_id
         if (grant := self._grants.get(request_id)) is not None and not grant.done():
-            grant.set_exception(Cancelled("the request was aborted while it waited for blocks"))
+            grant.set_exception(entry.error or Cancelled("the request was aborted while it waited for blocks"))
         self._arrivals.pop(request_id, None)
         self._engine.post(lambda engine: engine.abort(request_id))
         if (promised := self._expected.pop(request_id, None)) is not None and entry.ticket is not None:
@@ -144,6 +149,7 @@ class DecodeService(BaseService):
     async def _prove_quiet(self, request_id: str, transfer_id: str, promised: Reserve) -> None:
         """Ask the pusher until it answers or is dead; then the quarantined blocks are free."""
         stub = self._parts.peers.stub(promised.prefill_id, promised.prefill_address)
+        retry_s = REVOKE_RETRY_S
         while True:
             try:
                 await stub.call(rpc.REVOKE, Revoke(transfer_id, promised.prefill_id), REVOKE_TIMEOUT_S)
@@ -151,6 +157,16 @@ class DecodeService(BaseService):
             except DiptychError as error:
                 if await self._parts.is_dead(promised.prefill_id):
                     break
-                self._parts.log.info("revoke_failed", transfer=transfer_id, peer=promised.prefill_id, reason=error.code)
-            await asyncio.sleep(REVOKE_RETRY_S)
+                if retry_s == REVOKE_RETRY_S:
+                    self._parts.log.warning(
+                        "revoke_failed", transfer=transfer_id, peer=promised.prefill_id, reason=error.code
+                    )
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, REVOKE_LONGEST_RETRY_S)
         self._engine.post(lambda engine: engine.confirm_quiet(request_id))
+
+
+def _retrieve(grant: asyncio.Future[Reservation]) -> None:
+    """Look at a failure nobody waits for any more, or asyncio reports it as forgotten."""
+    if not grant.cancelled():
+        grant.exception()

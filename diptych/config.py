@@ -27,9 +27,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_cache_bytes: int = 1 << 30
     max_batch_tokens: int = 512  # tokens one engine step computes; also the longest prefill chunk
     max_running: int = 64  # sequences in one step
+    speculative_tokens: int = 0  # guesses a sequence in one step, from its own text (docs/decisions/020); 0: off
+    speculative_ngram_min: int = 2  # tokens that must match an earlier place for its continuation to be a guess
+    speculative_ngram_max: int = 4  # longest match that is looked for first
     threads: int = 1  # of torch, per worker
     lease_ms: int = 5_000  # membership; renewed every fifth of it
-    ticket_ttl_ms: int = 60_000  # longest wait for a transfer; a request's own deadline cuts it shorter
     stats_interval_ms: int = 100
     drain_timeout_s: float = 30.0
     transports: tuple[str, ...] = ("tcp", "sm", "self")  # of UCX; leave out "sm" between hosts or network namespaces
@@ -44,6 +46,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError(f"kv_cache_bytes is {self.kv_cache_bytes}; give at least one block's worth")
         if self.max_batch_tokens < 1 or self.max_running < 1:
             raise ValueError("max_batch_tokens and max_running must be at least 1")
+        if self.speculative_tokens < 0:
+            raise ValueError(f"speculative_tokens is {self.speculative_tokens}; it must be at least 0 (off)")
+        if not 1 <= self.speculative_ngram_min <= self.speculative_ngram_max:
+            raise ValueError("speculative_ngram_min must be at least 1 and at most speculative_ngram_max")
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}; it must be at least 1")
 

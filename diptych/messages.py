@@ -27,6 +27,9 @@ class WorkerState(StrEnum):
     DRAINING = "draining"
 
 
+MAX_PRIORITY = 10  # priorities are -10..10, so that nobody can buy more than so much precedence
+
+
 class FinishReason(StrEnum):
     STOP = "stop"  # an end-of-sequence or stop token; stop strings are found by the router
     LENGTH = "length"
@@ -60,6 +63,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
     cache_scope: bytes = b""  # tenant scope mixed into the block-hash key
     remaining_ms: int = 600_000  # time left of the request's deadline
+    priority: int = 0  # higher runs first; within +-MAX_PRIORITY
     traceparent: str = ""  # W3C trace context, empty when tracing is off
 
 
@@ -78,7 +82,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     decode_address: str  # its gRPC address, for the first meeting
     first_block: int  # blocks of the prompt before this index are in decode's own cache
     slots: list[Slot]  # for blocks first_block.. of the prompt, in order
-    ttl_ms: int  # prefill posts no write later than this after it received the ticket
+    ttl_ms: int  # left of the request's deadline: prefill posts no write later than this after it got the ticket
 
 
 class Reserve(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,11 +152,14 @@ class LegStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     exposed_ms: float = 0.0  # prefill's last token to delivery verified
 
 
+LEG_OVER = -1
+
+
 class Update(msgspec.Struct, frozen=True, array_like=True):
     """What one engine step did for one choice of one request."""
 
     request_id: str
-    choice: int
+    choice: int  # LEG_OVER: nothing more comes from this worker, another one has taken over
     position: int  # of the first token in `token_ids` within the completion, from 0
     token_ids: list[int]
     finish_reason: FinishReason | None = None  # set with the choice's last token
@@ -164,9 +171,15 @@ class Update(msgspec.Struct, frozen=True, array_like=True):
 class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's own view of itself. Gauges are current, `*_total` rise since the incarnation began."""
 
-    num_running: int = 0
-    num_waiting: int = 0
+    num_running: int = 0  # sequences
+    num_waiting: int = 0  # for blocks: sequences to compute, and requests to receive
+    running_by_kind: dict[str, int] = {}  # the same by what was asked for: "local", "prefill", "receive"
+    waiting_by_kind: dict[str, int] = {}
+    num_loading: int = 0  # requests that have blocks and wait for their KV
+    num_held: int = 0  # prefill requests that are computed and wait for their KV to be pushed
     waiting_prefill_tokens: int = 0  # uncomputed prompt tokens, running and waiting
+    step_tokens: int = 0  # of the token budget, used by the latest step
+    step_budget: int = 0  # tokens one step may compute
     blocks_total: int = 0
     blocks_free: int = 0
     blocks_cached: int = 0  # hold a reusable prefix, nobody uses them
@@ -177,10 +190,13 @@ class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
     prefill_tokens_per_s: float = 0.0  # measured; 0 until the first prefill
     decode_step_ms: float = 0.0  # measured at the present batch size; 0 until the first step
     transfer_bytes_per_s: float = 0.0  # measured by the pusher; 0 until the first push
+    prompt_tokens_queried_total: int = 0  # looked up in the prefix cache; those found are `cached`
     prompt_tokens_computed_total: int = 0
     prompt_tokens_cached_total: int = 0
     prompt_tokens_transferred_total: int = 0
     generated_tokens_total: int = 0
+    drafted_tokens_total: int = 0  # guessed and computed in advance
+    accepted_tokens_total: int = 0  # of those, guessed right; the others were computed for nothing
     transfers_total: int = 0
     transfers_failed_total: int = 0
     transfers_refused_total: int = 0
@@ -189,6 +205,7 @@ class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
     exposed_transfer_seconds_total: float = 0.0
     preemptions_total: int = 0
     evictions_total: int = 0
+    expired_total: int = 0  # requests that the engine ended at their deadline
     steps_total: int = 0
 
 

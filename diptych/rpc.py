@@ -7,6 +7,7 @@ message and come out as the same class on the other side.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -82,9 +83,13 @@ class WorkerStub:
             DiptychError: what the worker raised, `LegFailed` if it cannot be reached, `DeadlineExceeded` in time.
         """
         try:
-            reply: Reply = await self._calls[method.name](request, timeout=timeout_s)
+            reply: Reply | None = await self._calls[method.name](request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise _from_rpc(error, self.address) from None
+        except asyncio.CancelledError:
+            raise _if_not_ours(self.address) from None
+        if reply is None:  # gRPC's way to say that it could not be decoded
+            raise InternalError(f"worker at {self.address} gave an answer to {method.name} that is not a reply")
         return reply
 
     async def stream(self, method: Method[Request, Reply], request: Request) -> AsyncGenerator[Reply, None]:
@@ -93,6 +98,8 @@ class WorkerStub:
                 yield reply
         except grpc.aio.AioRpcError as error:
             raise _from_rpc(error, self.address) from None
+        except asyncio.CancelledError:
+            raise _if_not_ours(self.address) from None
 
     async def close(self) -> None:
         await self._channel.close()
@@ -145,6 +152,15 @@ def _multicallable(channel: grpc.aio.Channel, method: Method[Any, Any]) -> Calla
         response_deserializer=msgspec.msgpack.Decoder(method.reply).decode,
     )
     return call
+
+
+def _if_not_ours(address: str) -> BaseException:
+    """gRPC cancels the callers of a channel that is closed under them; only a task that was itself cancelled may pass
+    that on."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        return asyncio.CancelledError()
+    return LegFailed(f"the connection to the worker at {address} was closed; it left the cluster")
 
 
 def _from_rpc(error: grpc.aio.AioRpcError, address: str) -> DiptychError:

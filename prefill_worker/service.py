@@ -13,7 +13,7 @@ from collections.abc import Awaitable
 
 from diptych.engine.interface import Kind, ReadyBlocks
 from diptych.errors import BadRequest, Cancelled, LegFailed
-from diptych.messages import Revoke, Revoked, Start, Started, Ticket
+from diptych.messages import LEG_OVER, Revoke, Revoked, Start, Started, Ticket, Update
 from diptych.worker.requests import Entry, Fence
 from diptych.worker.service import BaseService, Parts
 from kv_transfer.outcome import Pushed
@@ -38,7 +38,7 @@ class PrefillService(BaseService):
         try:
             await self._parts.peers.meet(ticket.decode_id, ticket.decode_address)
             if self._requests.get(entry.request_id) is not entry:
-                raise Cancelled("the request was aborted before it began")
+                raise entry.error or Cancelled("the request was aborted before it began")
             pushed = self._transfers.push(ticket)
             await self._add(entry, Kind.PREFILL, ticket.first_block)
         except BaseException:
@@ -54,7 +54,7 @@ class PrefillService(BaseService):
         self._revoked.add(request.transfer_id)
         entry = self._requests.get(self._by_transfer.get(request.transfer_id, ""))
         if entry is not None:
-            self._end_with(entry, Cancelled("the decode worker revoked the transfer"))
+            self._end_with(entry, LegFailed("the decode worker revoked the transfer"))
         await self._transfers.abort(request.transfer_id)
         return Revoked(request.transfer_id)
 
@@ -77,9 +77,12 @@ class PrefillService(BaseService):
             return
         if result.end is EndReason.DELIVERED:
             self._requests.close(entry.request_id)
+            self.outbox.send(entry.router_id, [Update(entry.request_id, LEG_OVER, 0, [])])
             self._release(entry)
-        else:
-            self._end_with(entry, LegFailed(f"the KV transfer to {ticket.decode_id} ended: {result.end}"))
+            return
+        self._end_with(entry, LegFailed(f"the KV transfer to {ticket.decode_id} ended: {result.end}"))
+        if result.end is EndReason.PEER_LOST:
+            await self._parts.peers.forget(ticket.decode_id)  # whoever lives on is met anew
 
     def _release(self, entry: Entry) -> None:
         self._engine.post(lambda engine: engine.hold(entry.request_id))

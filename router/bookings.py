@@ -23,12 +23,17 @@ class Booking:
     decode_id: str
     tokens: int
     blocks: int
+    released: bool = False
 
     def prefilled(self) -> None:
         self.bookings.tokens[self.prefill_id] -= self.tokens
         self.tokens = 0
 
     def release(self) -> None:
+        """Idempotent."""
+        if self.released:
+            return
+        self.released = True
         self.prefilled()
         self.bookings.sequences[self.decode_id] -= 1
         self.bookings.blocks[self.decode_id] -= self.blocks

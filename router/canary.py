@@ -115,6 +115,6 @@ class Canary:
         try:
             async for _ in core.generate(request, Report()):
                 pass
-        except DiptychError:
+        except Exception:
             return  # `ended` has kept the reason
         self._proved_for = ready

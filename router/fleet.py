@@ -41,11 +41,13 @@ class Fleet:
         self._log = log
         self._links: dict[str, WorkerLink] = {}
         self._refused: dict[str, str] = {}  # worker id: reason, for /health
+        self._lapsed: set[str] = set()  # linked, but without a lease
         self._closing: set[asyncio.Task[None]] = set()
         self.changed = asyncio.Event()
 
     def joined(self, record: WorkerRecord) -> None:
         """Membership shows a worker, new or with another state."""
+        self._lapsed.discard(record.worker_id)
         if link := self._links.get(record.worker_id):
             link.record = record
         elif reason := self._compatibility.refusal(record):
@@ -54,12 +56,28 @@ class Fleet:
             self._refused[record.worker_id] = reason
         else:
             self._log.info("worker_joined", worker=record.worker_id, role=record.role.value)
-            self._links[record.worker_id] = WorkerLink(record, self._router_id, self.changed.set, self._log)
+            self._links[record.worker_id] = WorkerLink(record, self._router_id, self._link_changed, self._log)
         self.changed.set()
 
     def left(self, worker_id: str) -> None:
-        """The worker's lease is gone: its requests end, its link closes."""
+        """The worker's lease is gone. While its frames still come that says more about Redis than about the worker."""
         self._refused.pop(worker_id, None)
+        self._lapsed.add(worker_id)
+        self._drop_lapsed()
+
+    def _link_changed(self) -> None:
+        self._drop_lapsed()
+        self.changed.set()
+
+    def _drop_lapsed(self) -> None:
+        """Give up workers that have neither a lease nor a frame stream: their requests end, their links close."""
+        for worker_id in list(self._lapsed):
+            link = self._links.get(worker_id)
+            if link is None or not link.connected:
+                self._lapsed.discard(worker_id)
+                self._drop(worker_id)
+
+    def _drop(self, worker_id: str) -> None:
         if link := self._links.pop(worker_id, None):
             self._log.info("worker_left", worker=worker_id)
             task = asyncio.create_task(link.close(LegFailed(f"{worker_id} left the cluster")))
@@ -118,5 +136,5 @@ class Fleet:
 
     async def close(self) -> None:
         for worker_id in list(self._links):
-            self.left(worker_id)
+            self._drop(worker_id)
         await asyncio.gather(*self._closing, return_exceptions=True)

@@ -5,9 +5,8 @@ Protobuf types stay in this file and `grpc_convert`. Converts and delegates; dec
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -16,9 +15,10 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from diptych.errors import BadRequest, Cancelled, DiptychError, InternalError
+from diptych.errors import BadRequest, DiptychError, InternalError
 from diptych.v1 import inference_pb2 as pb
 from diptych.v1 import inference_pb2_grpc
+from router.abortable import AbortableEvents
 from router.choices import Generation
 from router.frontend import Frontend, HealthView
 from router.grpc_convert import model_info, parse_generate, response, usage
@@ -34,7 +34,7 @@ async def serve_grpc(frontend: Frontend, health: Callable[[], HealthView]) -> tu
     """Start the door on `config.host:config.grpc_port`; the port is the bound one.
 
     Raises:
-        RuntimeError: the port is taken.
+        OSError: the port is taken.
     """
     config = frontend.config
     server = grpc.aio.server(
@@ -44,7 +44,10 @@ async def serve_grpc(frontend: Frontend, health: Callable[[], HealthView]) -> tu
     health_pb2_grpc.add_HealthServicer_to_server(HealthDoor(health, services=("", SERVICE)), server)
     health_service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     reflection.enable_server_reflection((SERVICE, health_service, reflection.SERVICE_NAME), server)
-    port = server.add_insecure_port(f"{config.host}:{config.grpc_port}")
+    try:
+        port = server.add_insecure_port(f"{config.host}:{config.grpc_port}")
+    except RuntimeError:
+        raise OSError(f"cannot listen on {config.host}:{config.grpc_port}; choose another grpc_port or 0") from None
     await server.start()
     return server, port
 
@@ -52,8 +55,7 @@ async def serve_grpc(frontend: Frontend, health: Callable[[], HealthView]) -> tu
 class InferenceDoor(inference_pb2_grpc.InferenceServicer):  # type: ignore[misc]  # generated without types
     def __init__(self, frontend: Frontend) -> None:
         self._frontend = frontend
-        self._running: dict[str, asyncio.Task[Any]] = {}  # by the client's request id
-        self._aborted: set[str] = set()
+        self._running: dict[str, AbortableEvents] = {}  # by the client's request id
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         request_id = request.request_id or uuid4().hex
@@ -67,10 +69,8 @@ class InferenceDoor(inference_pb2_grpc.InferenceServicer):  # type: ignore[misc]
             await _abort(context, InternalError("the router failed on this request; its log has the place"))
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
-        task = self._running.get(request.request_id)
-        if task is not None and request.request_id not in self._aborted:
-            self._aborted.add(request.request_id)
-            task.cancel()
+        if (events := self._running.get(request.request_id)) is not None:
+            await events.abort()
         return pb.AbortResponse()
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
@@ -79,11 +79,17 @@ class InferenceDoor(inference_pb2_grpc.InferenceServicer):  # type: ignore[misc]
     async def _generate(
         self, request: pb.GenerateRequest, request_id: str, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
-        with self._abortable(request_id):
-            generation = await self._start(request, context)
-            async with aclosing(generation.events()) as events:
-                async for event in events:
+        if request_id in self._running:
+            self._frontend.metrics.refused(BadRequest.code)
+            raise BadRequest("request_id is in use by a running request", param="request_id")
+        generation = await self._start(request, context)
+        events = self._running[request_id] = AbortableEvents(generation.events())
+        try:
+            async with aclosing(events):
+                while (event := await events.next()) is not None:
                     yield response(request_id, event, usage(generation.usage) if generation.ended else None)
+        finally:
+            del self._running[request_id]
 
     async def _start(self, request: pb.GenerateRequest, context: Context) -> Generation:
         frontend = self._frontend
@@ -94,25 +100,6 @@ class InferenceDoor(inference_pb2_grpc.InferenceServicer):  # type: ignore[misc]
         except DiptychError as error:
             frontend.metrics.refused(error.code)
             raise
-
-    @contextmanager
-    def _abortable(self, request_id: str) -> Iterator[None]:
-        """Lets `Abort` find this call; what it cancels ends with `Cancelled`, as `asyncio.timeout` does in time."""
-        task = asyncio.current_task()
-        assert task is not None
-        if request_id in self._running:
-            self._frontend.metrics.refused(BadRequest.code)
-            raise BadRequest("request_id is in use by a running request", param="request_id")
-        self._running[request_id] = task
-        try:
-            yield
-        except asyncio.CancelledError:
-            if request_id in self._aborted and task.uncancel() == 0:
-                raise Cancelled("the request was aborted") from None
-            raise  # the client went away, or the server stops
-        finally:
-            del self._running[request_id]
-            self._aborted.discard(request_id)
 
 
 async def _abort(context: Context, error: DiptychError) -> NoReturn:

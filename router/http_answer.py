@@ -5,6 +5,7 @@ The first event is awaited before any header is sent, so that whatever fails unt
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
@@ -12,6 +13,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from diptych.errors import DeadlineExceeded
 from diptych.telemetry import Logger
 from router.choices import Generation
 from router.disconnect import cancelled_on_disconnect
@@ -20,6 +22,7 @@ from router.openai_answers import Answer
 from router.openai_render import Renderer, WholeChoice
 from router.prompt_run import ChoiceEvent
 
+DEADLINE_GRACE_S = 1.0  # the core ends every request by its deadline; this is for what it said then
 DONE = b"data: [DONE]\n\n"
 
 _encode = msgspec.json.Encoder().encode
@@ -38,6 +41,19 @@ class GenerationAnswer:
         self._logger = logger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """
+        Raises:
+            DiptychError: before the first event: what went wrong. Later only if the client does not read: then the
+                connection ends, because there is no other way to tell it.
+        """
+        longest_ms = max(prompt.deadline_ms for prompt in self._generation.request.prompts)
+        try:
+            async with asyncio.timeout(longest_ms / 1e3 + DEADLINE_GRACE_S):
+                await self._answer(scope, receive, send)
+        except TimeoutError:
+            raise DeadlineExceeded("the client did not read its answer before the request's deadline") from None
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with cancelled_on_disconnect(receive), aclosing(self._generation.events()) as events:
             if self._stream:
                 await self._send_stream(events, scope["state"]["request_id"], send)

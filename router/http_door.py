@@ -135,7 +135,7 @@ class HttpDoor:
             created=int(time.time()),
             model=frontend.model.name,
         )
-        headers = _warning(ignored if body.priority is None else (*ignored, "priority"))
+        headers = _warning(ignored)
         return GenerationAnswer(generation, rendering, stream=options.stream, headers=headers, logger=frontend.logger)
 
     async def _read(self, request: Request, kind: type[Body]) -> tuple[Body, tuple[str, ...]]:

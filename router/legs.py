@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from diptych.errors import DeadlineExceeded
 from diptych.messages import Update
+from router.bookings import Booking
 from router.mailbox import Mailbox
 from router.worker_link import WorkerLink
 
@@ -16,30 +19,40 @@ class Legs:
     request_id: str  # of this attempt: a client may use its own id twice
     decode: WorkerLink
     prefill: WorkerLink | None  # None: decode computes the prompt itself
-    decoding: bool = False  # decode has taken over
+    mailbox: Mailbox
+    booking: Booking
+    decoding: bool = False  # tokens have come from decode
 
     def observe(self, update: Update) -> None:
-        """Once decode streams, prefill's part is over: its death no longer matters to this request."""
-        if not self.decoding and update.position > 0:
-            self.decoding = True
-            if self.prefill is not None:
-                self.prefill.leave(self.request_id, abort=False)
+        self.decoding = self.decoding or update.position > 0
+
+    def release(self) -> None:
+        """Give everything back; idempotent.
+
+        A worker that ended its part by itself needs no word. The others get an abort in the background, so this never
+        waits. Decode has not ended by itself when the request was over with prefill's first token.
+        """
+        ended = self.mailbox.done
+        over_with_first_token = self.prefill is not None and not self.decoding
+        self.decode.leave(self.request_id, abort=not ended or over_with_first_token)
+        if self.prefill is not None:
+            self.prefill.leave(self.request_id, abort=not ended)
+        self.booking.release()
+
+    def expire(self) -> None:
+        """The deadline has come. Also for a client that has stopped reading: it holds nothing from here on."""
+        self.mailbox.fail(DeadlineExceeded("the request's deadline passed before its last token"))
+        self.release()
 
 
 @contextmanager
-def open_legs(request_id: str, decode: WorkerLink, prefill: WorkerLink | None, mailbox: Mailbox) -> Iterator[Legs]:
-    """Route both workers' updates to `mailbox`; on the way out release whatever a worker may still hold.
-
-    A worker that ended its part by itself needs no word. The others get an abort in the background, so leaving never
-    waits; a decode worker whose request ended with prefill's first token is one of those.
-    """
-    legs = Legs(request_id, decode, prefill)
-    for link in filter(None, (decode, prefill)):
-        link.join(request_id, mailbox)
+def open_legs(legs: Legs, deadline: float) -> Iterator[Legs]:
+    """Route both workers' updates to the mailbox, until the block is left or the deadline (event-loop time) comes."""
+    for link in filter(None, (legs.decode, legs.prefill)):
+        link.join(legs.request_id, legs.mailbox)
+    timer = asyncio.get_running_loop().call_at(deadline, legs.expire)
     try:
         yield legs
     finally:
-        ended = mailbox.done
-        decode.leave(request_id, abort=not ended or (prefill is not None and not legs.decoding))
-        if prefill is not None:
-            prefill.leave(request_id, abort=not ended)
+        timer.cancel()
+        legs.release()

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
 
+import msgspec
 from opentelemetry.trace import Tracer
 
 from diptych.errors import Cancelled, DeadlineExceeded, DiptychError, InternalError, NoCapacity
@@ -73,13 +74,17 @@ class Router:
         with self._ending(request, report) as traceparent:
             hashes = self._hash(request)
             placement = self._place(request, hashes, report)
-            with self._book(placement, request) as booking, self._legs(placement, request, mailbox) as legs:
+            with (
+                self._book(placement, request) as booking,
+                open_legs(self._legs(placement, request, mailbox, booking), deadline) as legs,
+            ):
                 submission = self._submission(legs, request, deadline, traceparent)
                 if legs.prefill is None:
-                    await legs.decode.start(Start(submission=submission), _left_s(deadline))
+                    await mailbox.during(legs.decode.start(Start(submission=submission), _left_s(deadline)))
                 else:
-                    ticket = await self._reserve(legs, legs.prefill.record, submission, report)
-                    await legs.prefill.start(Start(submission=submission, ticket=ticket), _left_s(deadline))
+                    ticket = await mailbox.during(self._reserve(legs, legs.prefill.record, submission, report))
+                    start = Start(submission=_at(submission, deadline), ticket=ticket)
+                    await mailbox.during(legs.prefill.start(start, _left_s(deadline)))
                 while not mailbox.done:
                     update = await mailbox.next(deadline)
                     legs.observe(update)
@@ -135,10 +140,10 @@ class Router:
         num_tokens = len(request.prompt)
         return self._bookings.book(placement, num_tokens, self._num_blocks(num_tokens))
 
-    def _legs(self, placement: Placement, request: TokenRequest, mailbox: Mailbox) -> AbstractContextManager[Legs]:
+    def _legs(self, placement: Placement, request: TokenRequest, mailbox: Mailbox, booking: Booking) -> Legs:
         prefill = self._fleet.link(placement.prefill_id) if placement.prefill_id else None
         attempt_id = f"{request.request_id}:{uuid4().hex[:12]}"
-        return open_legs(attempt_id, self._fleet.link(placement.decode_id), prefill, mailbox)
+        return Legs(attempt_id, self._fleet.link(placement.decode_id), prefill, mailbox, booking)
 
     def _submission(self, legs: Legs, request: TokenRequest, deadline: float, traceparent: str) -> Submission:
         return Submission(
@@ -146,8 +151,9 @@ class Router:
             router_id=self._router_id,
             prompt=request.prompt,
             sampling=request.sampling,
+            priority=request.priority,
             cache_scope=request.cache_scope,
-            remaining_ms=int(1e3 * _left_s(deadline)),
+            remaining_ms=_left_ms(deadline),
             traceparent=traceparent,
         )
 
@@ -181,6 +187,15 @@ def _left_s(deadline: float) -> float:
     if left <= 0:
         raise DeadlineExceeded("the request's deadline passed before it was placed")
     return left
+
+
+def _left_ms(deadline: float) -> int:
+    return max(1, int(1e3 * _left_s(deadline)))
+
+
+def _at(submission: Submission, deadline: float) -> Submission:
+    """The same, with the time that is left by now."""
+    return msgspec.structs.replace(submission, remaining_ms=_left_ms(deadline))
 
 
 def _note(report: Report, update: Update, booking: Booking) -> None:

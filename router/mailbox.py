@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from diptych.errors import DeadlineExceeded, DiptychError, from_wire
 from diptych.messages import Update
+
+Result = TypeVar("Result")
 
 
 class Mailbox:
@@ -21,6 +25,7 @@ class Mailbox:
         self._ready: deque[Update] = deque()
         self._error: DiptychError | None = None
         self._arrived = asyncio.Event()
+        self._failed = asyncio.Event()
 
     def put(self, update: Update) -> None:
         """Take an update off a frame. Anything for a finished choice or an old position is a duplicate: dropped."""
@@ -38,7 +43,26 @@ class Mailbox:
     def fail(self, error: DiptychError) -> None:
         """End the request with `error` once the updates before it are handed out. The first error wins."""
         self._error = self._error or error
+        self._failed.set()
         self._arrived.set()
+
+    async def during(self, call: Coroutine[Any, Any, Result]) -> Result:
+        """Await a call to a worker; if the request fails meanwhile, cancel the call.
+
+        Raises:
+            DiptychError: what the call raised, or what the request failed with.
+        """
+        calling, failing = asyncio.create_task(call), asyncio.create_task(self._failed.wait())
+        try:
+            await asyncio.wait({calling, failing}, return_when=asyncio.FIRST_COMPLETED)
+            if calling.done():
+                return calling.result()
+            assert self._error is not None
+            raise self._error
+        finally:
+            for task in (calling, failing):
+                task.cancel()
+            await asyncio.gather(calling, failing, return_exceptions=True)
 
     @property
     def done(self) -> bool:

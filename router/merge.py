@@ -16,6 +16,8 @@ async def merge(sources: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator
     """Ends when every source has ended. The first failure, or closing this generator, closes all of them."""
     queue: asyncio.Queue[tuple[Item | None, BaseException | None]] = asyncio.Queue(MAX_BUFFERED)
 
+    cancelled = False
+
     async def pump(source: AsyncGenerator[Item, None]) -> None:
         failure: BaseException | None = None
         try:
@@ -24,6 +26,10 @@ async def merge(sources: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator
                     await queue.put((item, None))
         except Exception as error:
             failure = error
+        except asyncio.CancelledError as error:
+            if cancelled:
+                raise
+            failure = error  # a source's own: whoever waits here must hear of it
         await queue.put((None, failure))
 
     pumps = [asyncio.create_task(pump(source)) for source in sources]
@@ -38,6 +44,7 @@ async def merge(sources: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator
             else:
                 yield item
     finally:
+        cancelled = True
         for task in pumps:
             task.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)

@@ -52,6 +52,7 @@ async def parse_chat(body: ChatRequest, frontend: Frontend, origin: Origin) -> t
         default_max_tokens=None,
         logprobs=logprobs,
         cache_salt=body.cache_salt,
+        priority=body.priority,
     )
     return request, options
 
@@ -80,6 +81,7 @@ async def parse_completion(
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         logprobs=body.logprobs,
         cache_salt=body.cache_salt,
+        priority=body.priority,
     )
     return request, options
 

@@ -37,7 +37,7 @@ class CommonRequest(SamplingFields, frozen=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None  # accepted, used for nothing
-    priority: int | None = None  # accepted, ignored with the warning
+    priority: int | None = None  # higher runs first
     cache_salt: str | None = None
     return_token_ids: bool | None = None
     return_report: bool | None = None  # ours: where the request ran and what it cost

@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from diptych.background import background
 from diptych.chat_template import ChatTemplate
 from diptych.config import RouterConfig
+from diptych.errors import InternalError
 from diptych.membership import MembershipWatch, connect
 from diptych.messages import RouterRecord
 from diptych.model_folder import KV_LAYOUT, ModelFolder
@@ -44,6 +45,7 @@ async def run(config: RouterConfig, started: Callable[[RouterRecord], None], sto
     Raises:
         ValueError: the model folder or the configuration cannot be used.
         OSError: a port is taken.
+        InternalError: a part of the router that it cannot do without failed.
     """
     folder = ModelFolder(config.model)
     model = _model_card(folder, config)
@@ -75,10 +77,21 @@ async def run(config: RouterConfig, started: Callable[[RouterRecord], None], sto
         )
         limits = _limits(folder, model, config)
         core = Router(router_id, limits, fleet, index, bookings, tracer, canary.ended)
-        await stack.enter_async_context(background(_follow(watch, fleet, reader), "membership"))
-        await stack.enter_async_context(background(reader.run(), "index"))
-        await stack.enter_async_context(background(canary.run(core), "canary"))
+        failures: list[BaseException] = []
+
+        def fail(error: BaseException) -> None:
+            failures.append(error)
+            stop.set()
+
+        for work, name in (
+            (_follow(watch, fleet, reader), "membership"),
+            (reader.run(), "index"),
+            (canary.run(core), "canary"),
+        ):
+            await stack.enter_async_context(background(work, name, fail))
         await _serve(config, model, core, canary, fleet, router_id, log, started, stop)
+        if failures:
+            raise InternalError(f"a part of the router failed: {failures[0]!r}")
 
 
 async def _serve(

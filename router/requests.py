@@ -19,6 +19,7 @@ class TokenRequest:
     request_id: str
     prompt: list[int]  # token ids, at least one
     sampling: SamplingParams
+    priority: int = 0  # higher runs first
     cache_scope: bytes = b""  # from the tenant and `cache_salt`; narrows prefix sharing
     deadline_ms: int = 600_000  # from arrival
     traceparent: str = ""  # the client's, if it sent one

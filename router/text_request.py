@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import msgspec
 
 from diptych.errors import BadRequest, PromptTooLong
+from diptych.messages import MAX_PRIORITY
 from router.frontend import Frontend
 from router.requests import TokenRequest
 from router.sampling import (
     SamplingFields,
     cache_scope,
+    check_range,
     check_token_ids,
     completion_budget,
     sampling_params,
@@ -52,6 +54,7 @@ def text_request(
     default_max_tokens: int | None,
     logprobs: int | None,
     cache_salt: str | None,
+    priority: int | None = None,
 ) -> TextRequest:
     """`param` is the field the prompts came from; `max_tokens` and its default are per choice (see `sampling`).
 
@@ -68,11 +71,13 @@ def text_request(
         fields, max_tokens=min(budgets), logprobs=logprobs, model=model, max_choices=frontend.config.max_choices
     )
     scope = cache_scope(cache_salt)
+    check_range("priority", priority or 0, -MAX_PRIORITY, MAX_PRIORITY)
     requests = [
         TokenRequest(
             request_id=origin.request_id if len(prompts) == 1 else f"{origin.request_id}-{i}",
             prompt=prompt,
             sampling=msgspec.structs.replace(shared, max_tokens=budget),
+            priority=priority or 0,
             cache_scope=scope,
             deadline_ms=frontend.config.request_deadline_ms,
             traceparent=origin.traceparent,

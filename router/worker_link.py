@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable
 
 from diptych import rpc
-from diptych.errors import DiptychError, LegFailed
-from diptych.messages import Abort, Reserve, Start, Subscribe, Ticket, WorkerRecord, WorkerStats
+from diptych.errors import DiptychError, InternalError, LegFailed
+from diptych.messages import LEG_OVER, Abort, Reserve, Start, Subscribe, Ticket, Update, WorkerRecord, WorkerStats
 from diptych.telemetry import Logger
 from router.mailbox import Mailbox
 
@@ -31,13 +30,13 @@ class WorkerLink:
         self.record = record
         self.stats = WorkerStats()
         self.connected = False
-        self.last_frame = 0.0  # monotonic seconds
         self._router_id = router_id
         self._on_change = on_change
         self._log = log
         self._stub = rpc.WorkerStub(record.address)
         self._mailboxes: dict[str, Mailbox] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._reader = asyncio.create_task(self._read_frames(), name=f"frames {record.worker_id}")
 
     def join(self, request_id: str, mailbox: Mailbox) -> None:
@@ -45,8 +44,11 @@ class WorkerLink:
         self._mailboxes[request_id] = mailbox
 
     def leave(self, request_id: str, *, abort: bool) -> None:
-        """Stop delivering; with `abort`, also tell the worker (in the background, idempotent)."""
-        if self._mailboxes.pop(request_id, None) is not None and abort:
+        """Stop delivering; with `abort`, also tell the worker (in the background, idempotent).
+
+        A worker whose link closes needs no word: it ends what it holds for a router whose frame stream has ended.
+        """
+        if self._mailboxes.pop(request_id, None) is not None and abort and not self._closing:
             task = asyncio.create_task(self._abort(request_id))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -58,6 +60,7 @@ class WorkerLink:
         await self._stub.call(rpc.START, request, timeout_s)
 
     async def close(self, error: DiptychError) -> None:
+        self._closing = True
         self._reader.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._reader
@@ -82,6 +85,9 @@ class WorkerLink:
                 error = broken
             except TimeoutError:
                 error = LegFailed(f"{self.record.worker_id} has been silent for {SILENCE_S:g} s")
+            except Exception as bug:
+                self._log.error("frame_reader_failed", worker=self.record.worker_id, exc_info=bug)
+                error = InternalError("the router failed on a worker's frames; its log has the place")
             self._lost(error)
             await asyncio.sleep(RECONNECT_S)
 
@@ -97,14 +103,18 @@ class WorkerLink:
                 if frame.sequence != expected or frame.worker_id != self.record.worker_id:
                     raise LegFailed(f"{self.record.worker_id} lost a frame; its streams cannot be trusted")
                 expected += 1
-                self.last_frame = time.monotonic()
                 self.stats = frame.stats or self.stats
                 for update in frame.updates:
-                    if (mailbox := self._mailboxes.get(update.request_id)) is not None:
-                        mailbox.put(update)
+                    self._deliver(update)
                 if not self.connected:
                     self.connected = True
                     self._on_change()
+
+    def _deliver(self, update: Update) -> None:
+        if update.choice == LEG_OVER:  # from here on this worker's death does not matter to the request
+            self._mailboxes.pop(update.request_id, None)
+        elif (mailbox := self._mailboxes.get(update.request_id)) is not None:
+            mailbox.put(update)
 
     def _lost(self, error: DiptychError) -> None:
         if self.connected:

@@ -20,6 +20,10 @@ _LABELS = ("worker", "role", "model_name")
 _GAUGES: tuple[tuple[str, str, str], ...] = (
     ("vllm:num_requests_running", "num_running", "Sequences in the worker's batch."),
     ("vllm:num_requests_waiting", "num_waiting", "Requests waiting at the worker."),
+    ("diptych_requests_loading", "num_loading", "Requests that have blocks and wait for their KV."),
+    ("diptych_requests_held", "num_held", "Computed prompts that wait for their KV to be pushed."),
+    ("diptych_step_tokens", "step_tokens", "Tokens of the latest step."),
+    ("diptych_step_budget_tokens", "step_budget", "Tokens one step may compute."),
     ("diptych_waiting_prefill_tokens", "waiting_prefill_tokens", "Prompt tokens still to be computed."),
     ("diptych_prefill_tokens_per_second", "prefill_tokens_per_s", "Measured; 0 until the first prefill."),
     ("diptych_decode_step_milliseconds", "decode_step_ms", "Measured at the present batch size."),
@@ -27,6 +31,10 @@ _GAUGES: tuple[tuple[str, str, str], ...] = (
 )
 _COUNTERS: tuple[tuple[str, str, str], ...] = (
     ("diptych_worker_generated_tokens", "generated_tokens_total", "Tokens drawn by the worker."),
+    ("diptych_prompt_tokens_queried", "prompt_tokens_queried_total", "Prompt tokens looked up in the worker's cache."),
+    ("vllm:spec_decode_num_draft_tokens", "drafted_tokens_total", "Tokens guessed and computed in advance."),
+    ("vllm:spec_decode_num_accepted_tokens", "accepted_tokens_total", "Guesses that were right."),
+    ("diptych_requests_expired", "expired_total", "Requests the engine ended at their deadline."),
     ("diptych_transfers", "transfers_total", "KV transfers completed."),
     ("diptych_transfers_failed", "transfers_failed_total", "KV transfers that failed."),
     ("diptych_transfers_refused", "transfers_refused_total", "KV deliveries refused after a check."),
@@ -59,6 +67,7 @@ class WorkerCollector(Collector):
             for record, stats in workers:
                 counter.add_metric(_labels(record), getattr(stats, attribute))
             yield counter
+        yield _requests_by_kind(workers)
         yield _cache_usage(workers)
         yield _cache_config(workers)
         yield _blocks(workers)
@@ -67,6 +76,16 @@ class WorkerCollector(Collector):
 
 def _labels(record: WorkerRecord) -> tuple[str, str, str]:
     return (record.worker_id, record.role.value, record.model)
+
+
+def _requests_by_kind(workers: list[tuple[WorkerRecord, WorkerStats]]) -> Metric:
+    labels = (*_LABELS, "state", "kind")
+    family = GaugeMetricFamily("diptych_requests_by_kind", "Sequences running or waiting, by task.", labels=labels)
+    for record, stats in workers:
+        for state, by_kind in (("running", stats.running_by_kind), ("waiting", stats.waiting_by_kind)):
+            for kind, count in by_kind.items():
+                family.add_metric((*_labels(record), state, kind), count)
+    return family
 
 
 def _cache_usage(workers: list[tuple[WorkerRecord, WorkerStats]]) -> Metric:

@@ -1,7 +1,7 @@
 """Causal attention over paged keys and values, behind one small interface.
 
-A kernel that reads blocks in place can replace `TorchPagedAttention`: it implements `PagedAttention` and makes its own
-kind of plan from the same rows.
+`TorchPagedAttention` is the reference and runs on any device. `kernels/native_attention.py` reads blocks in place; it
+makes its own kind of plan from the same rows.
 
 What every implementation promises: a token's result depends on its own sequence alone. Not on batch mates, not on
 where a chunk was cut, not on which blocks hold the keys; and no block outside a row's own table is ever read.
@@ -28,17 +28,24 @@ QUERIES_PER_CHUNK = 32  # of a long row; bounds the memory for scores
 
 
 class PagedAttention(Protocol):
-    """Stores and reads KV for the flattened rows of a step. The plan is opaque to callers."""
+    """Stores and reads KV for the flattened rows of a step. The plan is opaque to callers.
+
+    Attributes:
+        name: for people
+    """
+
+    name: str
 
     def plan(self, rows: Sequence[Row]) -> Any:
         """Everything about a step that is the same in all layers."""
         ...
 
-    def run(self, layer: int, query: Tensor, key_value: Tensor, plan: Any) -> Tensor:
+    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, plan: Any) -> Tensor:
         """Store the step's keys and values, then attend.
 
-        query: [num_tokens, num_heads, head_dim]; key_value: [num_tokens, 2, num_kv_heads, head_dim], both rotated and
-        in the order of the plan's rows. Returns [num_tokens, num_heads * head_dim].
+        query: [num_tokens, num_heads, head_dim]; key, value: [num_tokens, num_kv_heads, head_dim]; query and key
+        rotated, all in the order of the plan's rows and each token's heads contiguous. Returns [num_tokens, num_heads *
+        head_dim]. There may be more tokens than in the plan's rows, behind them; their outputs are 0.
         """
         ...
 
@@ -69,6 +76,8 @@ class TorchPagedAttention:
     weigh exactly 0, so that tiles beyond the context change nothing.
     """
 
+    name = "torch paged attention"
+
     def __init__(self, cache: KVCache, num_heads: int) -> None:
         self._cache = cache
         self._group = num_heads // cache.num_kv_heads  # query heads that share a KV head
@@ -93,11 +102,12 @@ class TorchPagedAttention:
             segments.append(self._together(list(group)))
         return _Plan(self._slots(rows), segments)
 
-    def run(self, layer: int, query: Tensor, key_value: Tensor, plan: _Plan) -> Tensor:
-        self._cache.write(layer, plan.slots, key_value)
+    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, plan: _Plan) -> Tensor:
+        num_stored = len(plan.slots)
+        self._cache.write(layer, plan.slots, torch.stack((key[:num_stored], value[:num_stored]), dim=1))
         num_tokens, num_heads, head_dim = query.shape
         grouped = (query.float() * self._scale).view(num_tokens, -1, self._group, head_dim)
-        out = torch.empty_like(grouped)
+        out = torch.zeros_like(grouped)
         for segment in plan.segments:
             # [num_rows, num_queries, kv_heads, group, head_dim], and back
             out[segment.tokens] = self._attend(layer, grouped[segment.tokens], segment)

@@ -55,6 +55,24 @@ class BlockTables:
         sequence.blocks += grown
         return True
 
+    def extend_for_guess(self, sequence: Sequence, count: int) -> int:
+        """Make room behind the next token for up to `count` more, as far as that takes nothing from anybody.
+
+        Returns for how many there is room. `trim` gives back what was taken for guesses that were wrong.
+        """
+        behind = sequence.num_computed + 1
+        missing = self._limits.num_blocks(behind + count) - len(sequence.blocks)
+        if (take := min(missing, self.pool.num_available)) > 0:
+            sequence.blocks += self.pool.allocate(take) or []
+        return min(count, len(sequence.blocks) * self._block_size - behind)
+
+    def trim(self, sequence: Sequence) -> None:
+        """Give back blocks behind the computed tokens."""
+        keep = self._limits.num_blocks(sequence.num_computed)
+        surplus = sequence.blocks[keep:]
+        del sequence.blocks[keep:]
+        self.pool.release(surplus)
+
     def share_prompt(self, root: Sequence, fork: Sequence) -> None:
         """The fork reads the root's prompt blocks; a partial last one only until it writes to it."""
         num_tokens = len(root.group.request.prompt)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from msgspec.structs import replace
 
@@ -36,7 +37,6 @@ class Engine:
         self._runner = runner
         self._clock = clock
         self._rates = Rates()
-        self._num_steps = 0
         self._marks: dict[str, _Marks] = {}  # until the request's first update or its end
 
     def add(self, request: EngineRequest) -> None:
@@ -70,17 +70,28 @@ class Engine:
     def clear_cache(self) -> None:
         self.scheduler.clear_cache()
 
+    def now(self) -> float:
+        """What a request's deadline is compared with, in seconds."""
+        return self._clock()
+
     @property
     def has_work(self) -> bool:
-        """Call `step` again; if False, nothing will happen before the next input."""
+        """Call `step` again; if False, nothing will happen before the next input or deadline."""
         return self.scheduler.has_work
 
+    @property
+    def next_deadline_s(self) -> float | None:
+        """Seconds until a step may have to end a request, at least 0; None: no request has a deadline."""
+        deadline = self.scheduler.next_deadline
+        return None if deadline == inf else max(0.0, deadline - self._clock())
+
     def step(self) -> StepOutcome:
-        """Plan, compute, take in. The outcome is `idle` if there was nothing to do."""
+        """End what is overdue, then plan, compute, take in. The outcome is `idle` if there was nothing to do."""
         began = self._clock()
+        expired = self._expire(began)
         plan = self.scheduler.plan()
         if plan is None:
-            return StepOutcome()
+            return StepOutcome(updates=expired)
         self._note_admissions(began)
         drawn = self._runner.execute(plan) if plan.rows else []
         outcome = self.scheduler.commit(plan, drawn)
@@ -88,8 +99,7 @@ class Engine:
             self._clear_tail(ready)
         ended = self._clock()
         self._rates.note(outcome, ended - began)
-        self._num_steps += bool(plan.rows)
-        outcome.updates = [self._with_times(update, ended) for update in outcome.updates]
+        outcome.updates = expired + [self._with_times(update, ended) for update in outcome.updates]
         return outcome
 
     def stats(self) -> WorkerStats:
@@ -97,12 +107,17 @@ class Engine:
             self.scheduler.stats(),
             prefill_tokens_per_s=self._rates.prefill_tokens_per_s,
             decode_step_ms=self._rates.decode_step_ms,
-            steps_total=self._num_steps,
         )
 
     def check(self) -> None:
         """Raises AssertionError if the book-keeping does not add up."""
         self.scheduler.check()
+
+    def _expire(self, now: float) -> list[Update]:
+        expired = self.scheduler.expire(now)
+        for update in expired:
+            self._marks.pop(update.request_id, None)
+        return expired
 
     def _clear_tail(self, ready: ReadyBlocks) -> None:
         """Whole blocks are pushed: behind the prompt's end there must be nothing of whoever had the block before."""

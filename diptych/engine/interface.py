@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 from typing import Protocol
 
 from diptych.messages import SamplingParams, Slot, TokenLogprob, Update
@@ -32,6 +33,8 @@ class EngineRequest:
     sampling: SamplingParams
     hash_key: bytes  # 32 bytes: keyed by model fingerprint and tenant scope
     first_block: int = 0  # PREFILL: blocks before this one are already at the destination
+    priority: int = 0  # higher runs first (see `diptych.engine.sequence.AGING_STEPS`)
+    deadline: float = inf  # seconds on the engine's clock
 
 
 @dataclass(slots=True)
@@ -43,17 +46,19 @@ class Row:
     start: int  # position of tokens[0]; KV of all earlier positions is in the block table
     blocks: Sequence[int]  # block table, long enough for start + len(tokens)
     draws: list[Draw] = field(default_factory=list)  # empty: this chunk does not reach the end of the known tokens
+    num_drafted: int = 0  # of `tokens`, the last ones are guesses: each is true only if it is what the draw before says
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Draw one token from the row's last logits."""
+    """Draw one token from the logits of one of the row's tokens."""
 
     choice: int
     position: int  # of the drawn token within the completion
     sampling: SamplingParams
     prompt: Sequence[int]  # for penalties
-    output: Sequence[int]  # tokens drawn so far by this choice, for penalties and min_tokens
+    output: Sequence[int]  # tokens before it in the completion, guesses included, for penalties and min_tokens
+    offset: int = -1  # whose logits: an index into the row's tokens; -1 is the last one
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,10 @@ class Runner(Protocol):
     pool_address: int
 
     def execute(self, plan: Plan) -> list[list[Drawn]]:
-        """Run one step. Returns, for each row, what was drawn (empty where the row has no draws)."""
+        """Run one step. Returns, for each row, what was drawn (empty where the row has no draws).
+
+        What would follow a wrong guess may be left out.
+        """
         ...
 
     def clear_tail(self, block: int, num_tokens: int) -> None:
@@ -131,7 +139,7 @@ class StepOutcome:
     cache_events: list[CacheEvent] = field(default_factory=list)
     computed_tokens: int = 0  # prompt and output tokens run through the model
     prompt_tokens: int = 0  # prompt tokens among them
-    decode_rows: int = 0
+    decode_rows: int = 0  # that went on with a completion, with or without guesses
 
     @property
     def idle(self) -> bool:

@@ -52,9 +52,9 @@ def _check_queues(queues: Queues, groups: dict[str, Group], limits: Limits) -> N
     here = {each.sequence_id for group in groups.values() if group.stage not in _UNQUEUED for each in group.sequences}
     assert set(queued) == here, "a sequence is lost, or one that is over is still queued"
     assert len(queues.running) <= limits.max_running, "more sequences run than may"
-    for sequence in queues.asking.values():
+    for sequence in queues.asking:
         assert sequence.group.stage is Stage.ASKING, "a sequence asks for a transfer it does not need"
-    for sequence in (*queues.waiting.values(), *queues.asking.values()):
+    for sequence in (*queues.waiting, *queues.asking):
         assert not sequence.blocks, "a waiting sequence holds blocks"
 
 
@@ -64,5 +64,6 @@ def _check_sequence(sequence: Sequence, limits: Limits) -> None:
     assert sequence.tokens == [*prompt, *sequence.output], "tokens are not prompt and output"
     assert (sequence.choice is None) == (not sequence.output), "only a choice that started has output"
     room = len(sequence.blocks) * limits.block_size
+    assert len(sequence.blocks) <= limits.num_blocks(len(sequence.tokens)), "blocks are held for tokens nobody knows"
     assert sequence.num_computed <= min(room, len(sequence.tokens)), "computed tokens have no block"
     assert sequence.num_indexed <= sequence.num_computed // limits.block_size, "an unfinished block is indexed"

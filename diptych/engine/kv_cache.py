@@ -97,4 +97,6 @@ def _allocate(num_bytes: int, device: torch.device) -> Tensor:
 
     # Private anonymous pages: zeroed by the kernel, aligned, and taken from the machine only when first written.
     pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # a decode step touches thousands of scattered small pages otherwise
+        pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.uint8)  # keeps `pages` alive

@@ -14,11 +14,18 @@ class Limits:
     max_running: int  # sequences that compute at the same time
     block_size: int  # tokens a KV block
     max_context: int  # tokens of prompt and completion together
+    speculative_tokens: int = 0  # longest guess for one sequence in one step; 0: no guessing
+    speculative_ngram_min: int = 2  # tokens that must match an earlier place for its continuation to be a guess
+    speculative_ngram_max: int = 4  # longest match that is looked for first
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_tokens", "max_running", "block_size", "max_context"):
+        for name in ("max_batch_tokens", "max_running", "block_size", "max_context", "speculative_ngram_min"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.speculative_tokens < 0:
+            raise ValueError(f"speculative_tokens is {self.speculative_tokens}; it must be at least 0 (off)")
+        if self.speculative_ngram_max < self.speculative_ngram_min:
+            raise ValueError("speculative_ngram_max must not be below speculative_ngram_min")
 
     def num_blocks(self, num_tokens: int) -> int:
         """Blocks that hold the KV of so many tokens."""

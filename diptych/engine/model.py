@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from diptych.engine.attention import PagedAttention
-from diptych.engine.rope import RotaryEmbedding, rotate
+from diptych.engine.rope import RotaryEmbedding
+from diptych.engine.row_ops import RowOps
 from diptych.engine.weights import LayerWeights, ModelWeights
 from diptych.model_folder import ModelSpec
 
@@ -23,42 +23,38 @@ class Model:
     """Token ids in, hidden states out; `logits` for those rows that need them."""
 
     def __init__(
-        self, spec: ModelSpec, weights: ModelWeights, rope: RotaryEmbedding, attention: PagedAttention
+        self, spec: ModelSpec, weights: ModelWeights, rope: RotaryEmbedding, attention: PagedAttention, ops: RowOps
     ) -> None:
         self._spec = spec
         self._weights = weights
         self._rope = rope
         self._attention = attention
+        self._ops = ops
 
     def forward(self, tokens: Tensor, positions: Tensor, plan: Any) -> Tensor:
-        """tokens, positions: int64 [num_tokens] in the attention plan's order. Returns [num_tokens, hidden_size]."""
+        """tokens, positions: int64 [num_tokens] in the attention plan's order.
+
+        Returns [num_tokens, hidden_size]; for one token there is a second row, to be ignored.
+        """
+        if len(tokens) == 1:  # once here rather than in every linear layer, see `linear.py`
+            tokens, positions = tokens.repeat(2), positions.repeat(2)
         hidden = self._weights.embedding[tokens]  # [num_tokens, hidden_size]
         cos, sin = self._rope.at(positions)
+        delta = None
         for index, layer in enumerate(self._weights.layers):
-            hidden = hidden + self._attend(index, layer, self._norm(hidden, layer.input_norm), cos, sin, plan)
-            hidden = hidden + self._feed_forward(layer, self._norm(hidden, layer.post_attention_norm))
-        return hidden
+            normed = self._ops.add_norm(hidden, delta, layer.input_norm)
+            delta = self._attend(index, layer, normed, cos, sin, plan)
+            normed = self._ops.add_norm(hidden, delta, layer.post_attention_norm)
+            delta = layer.down(self._ops.silu_mul(layer.gate_up(normed)))
+        return hidden if delta is None else hidden.add_(delta)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [num_rows, hidden_size]. Returns float32 [num_rows, vocab_size]."""
-        return self._weights.head(self._norm(hidden, self._weights.norm)).float()
+        return self._weights.head(self._ops.add_norm(hidden, None, self._weights.norm)).float()
 
     def _attend(self, index: int, layer: LayerWeights, hidden: Tensor, cos: Tensor, sin: Tensor, plan: Any) -> Tensor:
         spec = self._spec
         heads = layer.qkv(hidden).view(len(hidden), -1, spec.head_dim)  # [num_tokens, heads + 2 * kv_heads, head_dim]
+        heads = self._ops.rotate(heads, (spec.num_heads, spec.num_kv_heads), cos, sin, layer.head_norms)
         query, key, value = torch.split(heads, [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
-        if layer.query_norm is not None and layer.key_norm is not None:
-            query, key = self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)
-
-        key_value = torch.stack((rotate(key, cos, sin), value), dim=1)  # [num_tokens, 2, kv_heads, head_dim]
-        return layer.output(self._attention.run(index, rotate(query, cos, sin), key_value, plan))
-
-    def _feed_forward(self, layer: LayerWeights, hidden: Tensor) -> Tensor:
-        gate, up = layer.gate_up(hidden).chunk(2, dim=-1)  # each [num_tokens, intermediate_size]
-        return layer.down(functional.silu(gate) * up)
-
-    def _norm(self, rows: Tensor, weight: Tensor) -> Tensor:
-        """RMS norm over the last dimension (https://arxiv.org/abs/1910.07467), in float32 as transformers does."""
-        wide = rows.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self._spec.rms_norm_eps)
-        return weight * (wide * scale).to(rows.dtype)
+        return layer.output(self._attention.run(index, query, key, value, plan))

@@ -21,18 +21,18 @@ class Requests:
         self._tables = tables
         self._ids = count()
 
-    def create(self, request: EngineRequest) -> None:
-        """Queue a new request: its root asks for blocks (RECEIVE) or waits to compute."""
+    def create(self, request: EngineRequest, tick: int) -> None:
+        """Queue a new request, at step `tick`: its root asks for blocks (RECEIVE) or waits to compute."""
         sequence_id = next(self._ids)
         stage = Stage.ASKING if request.kind is Kind.RECEIVE else Stage.ACTIVE
-        group = Group(request, sequence_id, stage, num_announced=request.first_block)
+        group = Group(request, sequence_id, stage, tick, num_announced=request.first_block)
         root = Sequence(sequence_id, group, list(request.prompt), self._tables.prompt_hashes(group))
         group.sequences.append(root)
         self.groups[request.request_id] = group
         if stage is Stage.ASKING:
-            self._queues.ask(root)
+            self._queues.asking.add(root)
         else:
-            self._queues.wait(root)
+            self._queues.waiting.add(root)
 
     def find(self, request_id: str, *stages: Stage) -> Group | None:
         """The request, if it is here and at one of the stages."""
@@ -50,17 +50,17 @@ class Requests:
             self._tables.share_prompt(root, fork)
             fork.start(choice, first_tokens[choice])
             root.group.sequences.append(fork)
-            self._queues.park(fork)
+            self._queues.parked.add(fork)
         root.start(living[0], first_tokens[living[0]])
 
     def restart(self, group: Group, first_tokens: ReadOnly[int]) -> None:
-        """Compute the prompt here after all, before anybody who waits; its first tokens are drawn and told already."""
+        """Compute the prompt here after all; its first tokens are drawn and told already."""
         if not _living(group, first_tokens):
             self.end(group.root)
             return
         group.prompt_cached = None
         group.first_tokens = list(first_tokens)
-        self._queues.wait_first(group.root)
+        self._queues.waiting.add(group.root)
 
     def end(self, sequence: Sequence) -> None:
         """A choice is over, for whatever reason; the request with its last one."""

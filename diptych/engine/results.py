@@ -30,7 +30,10 @@ class Results:
         self._count(sequence.group, row, outcome)
         if sequence.ended or sequence.group.stage is Stage.HELD:  # aborted, or put on hold, while the step ran
             return
-        sequence.num_computed += len(row.tokens)
+        if row.num_drafted:
+            drawn = self._accept(sequence, row, drawn)
+        else:
+            sequence.num_computed += len(row.tokens)
         self._tables.index_computed(sequence)
         if sequence.num_uncomputed:
             if sequence.group.request.kind is Kind.PREFILL:
@@ -38,7 +41,26 @@ class Results:
         elif sequence.choice is None:
             self._end_prompt(sequence, drawn, outcome)
         else:
-            self._continue(sequence, drawn[0], outcome)
+            self._continue(sequence, drawn, outcome)
+
+    def _accept(self, sequence: Sequence, row: Row, drawn: ReadOnly[Drawn]) -> ReadOnly[Drawn]:
+        """Take the guesses that were drawn as well, up to the first that was not; what was drawn behind it is void.
+
+        Each draw is what it would have been without guessing: it saw the same tokens, and its randomness depends on its
+        position alone. Returns the valid draws: those that were foreseen, and one more.
+        """
+        num_right = 0
+        for guess, each in zip(row.tokens[1:], drawn, strict=False):  # one draw more than guesses
+            if each.token_id != guess:
+                break
+            sequence.append(guess)  # no guess can end a choice
+            num_right += 1
+        sequence.num_computed += 1 + num_right
+        self._tables.trim(sequence)
+        sequence.guess_limit = max(1, 2 * num_right)
+        self._totals.drafted += row.num_drafted
+        self._totals.accepted += num_right
+        return drawn[: num_right + 1]
 
     def _end_prompt(self, root: Sequence, drawn: ReadOnly[Drawn], outcome: StepOutcome) -> None:
         group = root.group
@@ -47,7 +69,7 @@ class Results:
             return
         drawn = sorted(drawn, key=lambda each: each.choice)
         first_tokens = [each.token_id for each in drawn]
-        ended = [self._tell(group, 0, each, outcome) for each in drawn]
+        ended = [self._tell(group, 0, [each], outcome) for each in drawn]
         if group.request.kind is Kind.PREFILL:
             self._queues.remove(root)
             group.stage = Stage.HELD
@@ -55,20 +77,22 @@ class Results:
         else:
             self._requests.start_choices(root, first_tokens)
 
-    def _continue(self, sequence: Sequence, drawn: Drawn, outcome: StepOutcome) -> None:
-        if self._tell(sequence.group, len(sequence.output), drawn, outcome):
+    def _continue(self, sequence: Sequence, drawn: ReadOnly[Drawn], outcome: StepOutcome) -> None:
+        """`drawn`: right guesses, already part of the sequence, and the token that is new."""
+        first_position = len(sequence.output) - (len(drawn) - 1)
+        if self._tell(sequence.group, first_position, drawn, outcome):
             self._requests.end(sequence)
         else:
-            sequence.append(drawn.token_id)
+            sequence.append(drawn[-1].token_id)
 
-    def _tell(self, group: Group, position: int, drawn: Drawn, outcome: StepOutcome) -> bool:
-        """One token for the client. True if it was the choice's last."""
-        reason = finish_reason(drawn.token_id, position, group.request.sampling)
-        logprobs = None if drawn.logprob is None else [drawn.logprob]
-        stats = group.take_stats()
-        token_ids = [drawn.token_id]
-        outcome.updates.append(Update(group.request_id, drawn.choice, position, token_ids, reason, logprobs, stats))
-        self._totals.generated += 1
+    def _tell(self, group: Group, position: int, drawn: ReadOnly[Drawn], outcome: StepOutcome) -> bool:
+        """A choice's next tokens, from `position` on, for the client. True if they are its last."""
+        token_ids = [each.token_id for each in drawn]
+        reason = finish_reason(token_ids[-1], position + len(drawn) - 1, group.request.sampling)
+        logprobs = [each.logprob for each in drawn if each.logprob is not None] or None
+        stats, choice = group.take_stats(), drawn[0].choice
+        outcome.updates.append(Update(group.request_id, choice, position, token_ids, reason, logprobs, stats))
+        self._totals.generated += len(drawn)
         return reason is not None
 
     def _announce(self, root: Sequence, outcome: StepOutcome) -> None:
@@ -91,6 +115,6 @@ class Results:
         of_prompt = min(num_tokens, max(0, len(group.request.prompt) - row.start))
         outcome.computed_tokens += num_tokens
         outcome.prompt_tokens += of_prompt
-        outcome.decode_rows += int(num_tokens == 1 and of_prompt == 0)
+        outcome.decode_rows += int(num_tokens - row.num_drafted == 1 and of_prompt == 0)
         group.prompt_computed += of_prompt
         self._totals.prompt_computed += of_prompt

@@ -9,12 +9,14 @@
 Events may come at any time, also between `plan` and `commit`: blocks are handed out in `plan` only, so a step that is
 being computed never sees its blocks given to another. One caller at a time.
 
-Knows no clock, socket, thread, tensor or randomness: the same calls give the same results.
+Knows no clock, socket, thread, tensor or randomness: the same calls give the same results. Age is counted in steps;
+what time it is, `expire` is told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as ReadOnly
+from math import inf
 
 from diptych.engine.block_pool import BlockPool
 from diptych.engine.block_tables import BlockTables
@@ -27,20 +29,23 @@ from diptych.engine.requests import Requests
 from diptych.engine.results import Results
 from diptych.engine.sequence import Group, Stage
 from diptych.engine.totals import Totals, worker_stats
-from diptych.errors import BadRequest
-from diptych.messages import WorkerStats
+from diptych.errors import BadRequest, DeadlineExceeded
+from diptych.messages import Update, WorkerStats
 
 
 class Scheduler:
     """Schedules one engine. An input about a request that is unknown, or not at that point, answers False: it is late.
 
-    `admitted` holds the requests that the latest plan gave their blocks.
+    Attributes:
+        admitted: the requests that the latest plan gave their blocks
+        next_deadline: no request's deadline is earlier than this
     """
 
     def __init__(self, limits: Limits, num_blocks: int) -> None:
         self.limits = limits
         self.pool = BlockPool(num_blocks)
         self.admitted: list[str] = []
+        self.next_deadline = inf
         self._queues = Queues()
         self._tables = BlockTables(self.pool, limits)
         self._requests = Requests(self._queues, self._tables)
@@ -65,7 +70,8 @@ class Scheduler:
         if request.request_id in self or request.request_id in self._quarantine:
             raise BadRequest(f"request {request.request_id} is here already; use a new id for each attempt")
         self.limits.check_fits(request, self.pool.num_blocks)
-        self._requests.create(request)
+        self._requests.create(request, self._planner.tick)
+        self.next_deadline = min(self.next_deadline, request.deadline)
         self._stalled = False
 
     def mark_in_flight(self, request_id: str) -> bool:
@@ -92,7 +98,7 @@ class Scheduler:
         group.prompt_transferred = len(group.request.prompt) - (group.prompt_cached or 0)
         self._totals.prompt_cached += group.prompt_cached or 0
         self._totals.prompt_transferred += group.prompt_transferred
-        self._queues.park(group.root)
+        self._queues.parked.add(group.root)
         self._requests.start_choices(group.root, first_tokens)
         return True
 
@@ -141,6 +147,28 @@ class Scheduler:
         self._stalled = False
         return True
 
+    def expire(self, now: float) -> list[Update]:
+        """End the requests whose deadline is `now` or earlier; for each an update that carries the error.
+
+        Blocks that were reserved stay quarantined until `confirm_quiet`, even if the ticket has not left: it may be on
+        its way. A PREFILL request is put on hold: its blocks stay until `release`, for a push may be reading them. If
+        it is held already its deadline is no more the engine's business.
+        """
+        if now < self.next_deadline:
+            return []
+        updates = []
+        for group in [each for each in self._requests.groups.values() if each.request.deadline <= now]:
+            if group.stage is Stage.HELD:
+                continue
+            if not self.hold(group.request_id):
+                self.mark_in_flight(group.request_id)
+                self.abort(group.request_id)
+            error = DeadlineExceeded("the request's deadline passed in the engine")
+            updates.append(Update(group.request_id, 0, 0, [], error=error.to_wire()))
+        self._totals.expired += len(updates)
+        self.next_deadline = min((each.request.deadline for each in self._unfinished()), default=inf)
+        return updates
+
     def confirm_quiet(self, request_id: str) -> bool:
         """No write of an aborted transfer is in flight and none will follow: its blocks are free."""
         blocks = self._quarantine.pop(request_id, None)
@@ -172,8 +200,11 @@ class Scheduler:
             raise RuntimeError("the previous plan was not committed; its copies would be lost")
         step = self._planner.plan()
         self.admitted = [sequence.group.request_id for sequence in step.admitted]
+        self._totals.prompt_queried += step.num_queried
         self._totals.prompt_cached += step.num_cached
         self._totals.preemptions += step.num_preempted
+        if step.plan.rows:
+            self._totals.steps, self._totals.step_tokens = self._planner.tick, step.num_tokens
         if not (step.plan.rows or step.reservations or self.pool.has_events):
             self._stalled = step.num_preempted == 0
             return None
@@ -207,11 +238,15 @@ class Scheduler:
 
     def stats(self) -> WorkerStats:
         """Gauges and totals, as far as they are the scheduler's: no rates, no transfers."""
-        return worker_stats(self.pool, self._queues, self._totals)
+        return worker_stats(self.pool, self._queues, self._requests.groups.values(), self._totals, self.limits)
 
     def check(self) -> None:
         """Every invariant of the book-keeping, by recounting. For tests and idle moments."""
         check_books(self.pool, self._queues, self._requests.groups, self._quarantine, self.limits)
+
+    def _unfinished(self) -> list[Group]:
+        """Requests the engine still has something to do for."""
+        return [group for group in self._requests.groups.values() if group.stage is not Stage.HELD]
 
     def _is_reserved(self, request_id: str) -> bool:
         """Not so if it was aborted while the step ran: its slots must not go out."""

@@ -11,9 +11,30 @@ from __future__ import annotations
 from collections.abc import Sequence as ReadOnly
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from operator import attrgetter
+from typing import NamedTuple
 
 from diptych.engine.interface import Draw, EngineRequest, Row
 from diptych.messages import FinishReason, LegStats, SamplingParams
+
+AGING_STEPS = 64  # steps of waiting that weigh as much as one point of priority
+
+
+class Rank(NamedTuple):
+    """Who goes first, for blocks, for places and for the token budget; the worst rank yields. Smaller is better.
+
+    `start` is the step at which the request came, less AGING_STEPS for each point of priority. That is priority with
+    linear aging, and it never has to be sorted again: the difference between two requests does not change while both
+    age. So a request is overtaken only by those that come within AGING_STEPS x (the difference in priority) steps after
+    it, and sooner or later it has the best rank of all, whatever comes.
+    """
+
+    start: int  # steps
+    arrival: int  # of the request
+    sequence_id: int  # of its choices, those with lower ids first
+
+
+by_rank = attrgetter("rank")
 
 
 class Stage(Enum):
@@ -31,6 +52,7 @@ class Group:
     request: EngineRequest
     arrival: int  # orders groups
     stage: Stage
+    tick: int = 0  # the step at which it came
     sequences: list[Sequence] = field(default_factory=list)  # those not ended
     first_tokens: list[int] | None = None  # RECEIVE, to be recomputed: drawn elsewhere, already with the client
     num_announced: int = 0  # PREFILL: prompt blocks before this index need no (more) announcement
@@ -77,6 +99,14 @@ class Sequence:
     num_indexed: int = 0  # leading blocks that were offered to the prefix cache
     borrows_tail: bool = False  # the last block is still shared; to be copied before this sequence writes
     ended: bool = False
+    guess_limit: int = 2  # tokens of the next guess: twice as many as were right of the last one, at least one
+    history: bytearray = field(default_factory=bytearray)  # `tokens` as far as `drafts` has read them
+    rank: Rank = field(init=False)
+
+    def __post_init__(self) -> None:
+        group = self.group
+        start = group.tick - AGING_STEPS * group.request.priority
+        self.rank = Rank(start, group.arrival, self.sequence_id)
 
     @property
     def num_uncomputed(self) -> int:
@@ -107,6 +137,16 @@ class Sequence:
         end = self.num_computed + num_tokens
         draws = self._draws() if end == len(self.tokens) else []
         return Row(self.sequence_id, self.tokens[self.num_computed : end], self.num_computed, self.blocks, draws)
+
+    def speculate(self, row: Row, guess: list[int]) -> None:
+        """Let a row that decodes also compute what may follow, and draw after each of its tokens."""
+        sampling, prompt, position = self.group.request.sampling, self.group.request.prompt, len(self.output)
+        row.tokens = [*row.tokens, *guess]
+        row.num_drafted = len(guess)
+        row.draws = [
+            Draw(row.draws[0].choice, position + i, sampling, prompt, [*self.output, *guess[:i]], offset=i)
+            for i in range(len(row.tokens))
+        ]
 
     def _draws(self) -> list[Draw]:
         request = self.group.request

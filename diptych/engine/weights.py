@@ -27,8 +27,7 @@ FLOAT_DTYPES = ("F32", "F16", "BF16", "F64")
 class LayerWeights:
     input_norm: Tensor  # [hidden_size]
     qkv: Linear  # hidden_size -> (num_heads + 2 * num_kv_heads) * head_dim
-    query_norm: Tensor | None  # [head_dim]
-    key_norm: Tensor | None  # [head_dim]
+    head_norms: tuple[Tensor, Tensor] | None  # of queries and of keys, each [head_dim]
     output: Linear  # num_heads * head_dim -> hidden_size
     post_attention_norm: Tensor  # [hidden_size]
     gate_up: Linear  # hidden_size -> 2 * intermediate_size, gate first
@@ -129,19 +128,19 @@ class _Reader:
 
 
 def _load_layer(reader: _Reader, prefix: str, expected: dict[str, tuple[int, ...]]) -> LayerWeights:
-    def norm(name: str) -> Tensor | None:
-        return reader.read(f"{prefix}{name}.weight") if f"{prefix}{name}.weight" in expected else None
+    def norm(name: str) -> Tensor:
+        return reader.read(f"{prefix}{name}.weight")
 
     def linear(module: str, *names: str) -> Linear:
         return reader.linear([f"{prefix}{module}.{name}_proj" for name in names], expected)
 
+    has_head_norms = f"{prefix}self_attn.q_norm.weight" in expected
     return LayerWeights(
-        input_norm=reader.read(f"{prefix}input_layernorm.weight"),
+        input_norm=norm("input_layernorm"),
         qkv=linear("self_attn", "q", "k", "v"),
-        query_norm=norm("self_attn.q_norm"),
-        key_norm=norm("self_attn.k_norm"),
+        head_norms=(norm("self_attn.q_norm"), norm("self_attn.k_norm")) if has_head_norms else None,
         output=linear("self_attn", "o"),
-        post_attention_norm=reader.read(f"{prefix}post_attention_layernorm.weight"),
+        post_attention_norm=norm("post_attention_layernorm"),
         gate_up=linear("mlp", "gate", "up"),
         down=linear("mlp", "down"),
     )

@@ -37,6 +37,10 @@ class EngineThread:
         self._on_outcome, self._on_crash = on_outcome, on_crash
         self._thread.start()
 
+    def now(self) -> float:
+        """What requests' deadlines are compared with, in seconds; from any thread."""
+        return self._engine.now()
+
     def post(self, command: Callable[[Engine], object]) -> None:
         """Run `command` between two steps; for commands that cannot fail. An exception in it is a crash."""
         self._commands.put(lambda: (command(self._engine), None)[1])
@@ -68,12 +72,19 @@ class EngineThread:
                 outcome = self._engine.step()
                 self.stats = self._engine.stats()
                 if not outcome.idle:
-                    self._loop.call_soon_threadsafe(self._on_outcome, outcome)
+                    self._loop.call_soon_threadsafe(self._hand_over, outcome)
         except BaseException as error:
             self._loop.call_soon_threadsafe(self._on_crash, error)
 
+    def _hand_over(self, outcome: StepOutcome) -> None:
+        """On the loop. Whatever went wrong with an outcome, its tokens are lost: nobody may wait for them."""
+        try:
+            self._on_outcome(outcome)
+        except Exception as error:
+            self._on_crash(error)
+
     def _obey(self) -> bool:
-        """Run every waiting command; wait for one while there is nothing to compute. False: stop."""
+        """Run every waiting command; while there is nothing to compute wait for one, or for a deadline. False: stop."""
         while True:
             try:
                 command = self._commands.get_nowait()
@@ -81,7 +92,10 @@ class EngineThread:
                 if self._engine.has_work:
                     return True
                 self.stats = self._engine.stats()  # commands change it too
-                command = self._commands.get()
+                try:
+                    command = self._commands.get(timeout=self._engine.next_deadline_s)
+                except queue.Empty:
+                    return True
             if command is None:
                 self.stats = self._engine.stats()
                 return False

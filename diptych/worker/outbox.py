@@ -81,7 +81,7 @@ class Outbox:
     async def _frames(self, subscription: Subscription) -> AsyncIterator[Frame]:
         loop = asyncio.get_running_loop()
         sequence, stats_due = 0, 0.0
-        while not subscription.closed:
+        while subscription.updates or not subscription.closed:  # what was sent before the end is still delivered
             stats = None
             if loop.time() >= stats_due:
                 stats, stats_due = self._stats(), loop.time() + self._stats_interval_s

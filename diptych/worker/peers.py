@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from diptych import rpc
-from diptych.errors import LegFailed
+from diptych.errors import DeadlineExceeded, LegFailed
 from diptych.messages import PeerHello
 from kv_transfer.layout import check_compatible
 from kv_transfer.transfer_thread import TransferThread
@@ -63,7 +63,10 @@ class Peers:
         await asyncio.gather(*(stub.close() for stub in self._stubs.values()))
 
     async def _meet(self, worker_id: str, address: str) -> None:
-        hello = await self.stub(worker_id, address).call(rpc.MEET, self._transfers.hello, MEET_TIMEOUT_S)
+        try:
+            hello = await self.stub(worker_id, address).call(rpc.MEET, self._transfers.hello, MEET_TIMEOUT_S)
+        except DeadlineExceeded:
+            raise LegFailed(f"{worker_id} did not answer a greeting within {MEET_TIMEOUT_S:g} s") from None
         if hello.worker_id != worker_id:
             raise LegFailed(f"{address} is now {hello.worker_id}, not {worker_id}: that incarnation is gone")
         await self._transfers.add_peer(hello)

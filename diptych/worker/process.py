@@ -6,12 +6,13 @@ model ─► engine thread ─► transfer thread ─► gRPC ─► membership:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import ipaddress
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -29,7 +30,7 @@ from diptych.engine.engine import Engine
 from diptych.engine.limits import Limits
 from diptych.engine.torch_runner import TorchRunner
 from diptych.errors import InternalError
-from diptych.membership import REDIS_ERRORS, Registration, connect, is_tombstoned
+from diptych.membership import REDIS_ERRORS, Registration, connect, is_tombstoned, tombstone
 from diptych.messages import WorkerRecord, WorkerState
 from diptych.model_folder import KV_LAYOUT, ModelFolder
 from diptych.telemetry import make_logger, make_tracer
@@ -73,7 +74,9 @@ async def run_worker(
         stack.push_async_callback(service.close)
         parts.engine.start(service.on_outcome, partial(_fail, failed, "the engine crashed"))
         stack.callback(parts.engine.stop)
-        await stack.enter_async_context(background(parts.publisher.run(), "index"))
+        await stack.enter_async_context(
+            background(parts.publisher.run(), "index", partial(_fail, failed, "the index publisher failed"))
+        )
         rpc.add_to_server(service, server)
         await server.start()
         stack.push_async_callback(server.stop, SHUTDOWN_GRACE_S)
@@ -84,9 +87,9 @@ async def run_worker(
         await membership.start()
         stack.push_async_callback(membership.stop)
         started(record)
-        await _run_until(stop, failed, parts.transfers)
+        await _run_until(stop.wait(), failed, parts.transfers)
         await membership.update(WorkerState.DRAINING)
-        await service.drain(config.drain_timeout_s)
+        await _run_until(service.drain(config.drain_timeout_s), failed, parts.transfers)
 
 
 async def _make_parts(
@@ -101,6 +104,7 @@ async def _make_parts(
     """What the service is made of; `stack` takes it apart again."""
     worker_id = f"{config.role}-{socket.gethostname()}-{uuid4().hex[:8]}"
     identity = _fingerprint(folder, config)
+    stack.push_async_callback(_bury, redis, config.cluster, worker_id)  # last: nothing of it can be in flight then
     transfers = _make_transfers(config, worker_id, identity, runner, on_arrival)
     await transfers.start()
     stack.push_async_callback(transfers.stop)
@@ -123,9 +127,9 @@ async def _make_parts(
     )
 
 
-async def _run_until(stop: asyncio.Event, failed: asyncio.Future[None], transfers: TransferThread) -> None:
-    """Returns when told to stop; raises when the worker cannot go on."""
-    stopping = asyncio.ensure_future(stop.wait())
+async def _run_until(end: Coroutine[Any, Any, object], failed: asyncio.Future[None], transfers: TransferThread) -> None:
+    """Returns with `end`; raises when the worker cannot go on."""
+    stopping = asyncio.ensure_future(end)
     transfers_ended = asyncio.ensure_future(transfers.ended.wait())
     waiting: set[asyncio.Future[Any]] = {stopping, transfers_ended, failed}
     try:
@@ -158,6 +162,9 @@ def _limits(config: WorkerConfig, folder: ModelFolder) -> Limits:
         max_running=config.max_running,
         block_size=config.block_size,
         max_context=folder.spec.max_context,
+        speculative_tokens=config.speculative_tokens,
+        speculative_ngram_min=config.speculative_ngram_min,
+        speculative_ngram_max=config.speculative_ngram_max,
     )
 
 
@@ -216,6 +223,12 @@ def _bind(server: grpc.aio.Server, config: WorkerConfig) -> int:
     except RuntimeError as error:
         raise OSError(f"cannot listen on {config.host}:{config.port}; choose another port or 0: {error}") from None
     return port
+
+
+async def _bury(redis: Redis, cluster: str, worker_id: str) -> None:
+    """The agent is closed: whoever waits for proof that this incarnation writes nothing more has it."""
+    with contextlib.suppress(*REDIS_ERRORS):
+        await tombstone(redis, cluster, worker_id)
 
 
 async def _is_dead(redis: Redis, cluster: str, worker_id: str) -> bool:

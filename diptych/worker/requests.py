@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from diptych.errors import DeadlineExceeded, LegFailed
+from diptych.errors import DeadlineExceeded, DiptychError, LegFailed
 from diptych.messages import Submission, Ticket
 
 MAX_FENCED = 65_536  # ids of ended requests and revoked transfers remembered; older ones are past any deadline
@@ -24,6 +24,7 @@ class Entry:
     submission: Submission
     open_choices: int
     deadline: asyncio.TimerHandle
+    error: DiptychError | None = None  # what it was ended with, for a call that is still under way
     ticket: Ticket | None = None  # set when KV moves: given out (decode) or taken in (prefill)
     phase_began: float = field(default_factory=time.time)  # unix seconds, for the span of what it is doing now
 
@@ -34,6 +35,11 @@ class Entry:
     @property
     def router_id(self) -> str:
         return self.submission.router_id
+
+    @property
+    def remaining_s(self) -> float:
+        """Until the deadline. Only where the event loop runs."""
+        return self.deadline.when() - asyncio.get_running_loop().time()
 
 
 class Fence:

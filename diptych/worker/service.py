@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from opentelemetry.trace import Tracer
 from diptych import messages as m
 from diptych.config import WorkerConfig
 from diptych.engine.interface import EngineRequest, Kind, ReadyBlocks, Reservation, StepOutcome
-from diptych.errors import BadRequest, DiptychError, NoCapacity
+from diptych.errors import BadRequest, DiptychError, NoCapacity, from_wire
 from diptych.spans import Attributes, record_span
 from diptych.telemetry import Logger
 from diptych.worker.engine_thread import EngineThread
@@ -99,7 +100,11 @@ class BaseService(ABC):
             self._on_ready(ready)
         by_router: dict[str, list[m.Update]] = defaultdict(list)
         for update in outcome.updates:
-            if (entry := self._requests.get(update.request_id)) is not None:  # else aborted meanwhile
+            if (entry := self._requests.get(update.request_id)) is None:  # aborted meanwhile
+                continue
+            if update.error is not None:
+                self._end_with(entry, from_wire(update.error))
+            else:
                 by_router[entry.router_id].append(self._dress(entry, update))
                 if update.stats is not None and update.position == 0:
                     self._end_phase(entry, "prefill", _prompt_attributes(update.stats))
@@ -142,7 +147,9 @@ class BaseService(ABC):
         self.outbox.require(submission.router_id)
         return self._requests.open(submission)
 
-    def _engine_request(self, submission: m.Submission, kind: Kind, first_block: int = 0) -> EngineRequest:
+    def _engine_request(self, entry: Entry, kind: Kind, first_block: int) -> EngineRequest:
+        """Whether the ticket of a RECEIVE request has left only its service knows: it alone keeps that deadline."""
+        submission = entry.submission
         return EngineRequest(
             request_id=submission.request_id,
             kind=kind,
@@ -150,6 +157,8 @@ class BaseService(ABC):
             sampling=submission.sampling,
             hash_key=hash_key(self._parts.fingerprint, submission.cache_scope),
             first_block=first_block,
+            priority=submission.priority,
+            deadline=inf if kind is Kind.RECEIVE else self._engine.now() + entry.remaining_s,
         )
 
     async def _add(self, entry: Entry, kind: Kind, first_block: int = 0) -> None:
@@ -158,8 +167,8 @@ class BaseService(ABC):
         Raises:
             PromptTooLong: it can never fit here.
         """
-        request = self._engine_request(entry.submission, kind, first_block)
         try:
+            request = self._engine_request(entry, kind, first_block)
             await self._engine.call(lambda engine: engine.add(request))
         except BaseException:
             if self._requests.close(entry.request_id) is not None:
@@ -170,6 +179,7 @@ class BaseService(ABC):
         """End an open request with an error: the router is told, everything is given back."""
         if self._requests.close(entry.request_id) is None:
             return
+        entry.error = error
         self._parts.log.warning("request_failed", request=entry.request_id, code=error.code, reason=error.message)
         self.outbox.send(entry.router_id, [m.Update(entry.request_id, 0, 0, [], error=error.to_wire())])
         self._release(entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from drive_runner import Driven, decode, generate, prefill, step
 from tiny_model import make_tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from diptych.engine.backend import KernelChoice
+from diptych.engine.kernels.native import load_kernels
 from diptych.engine.torch_runner import TorchRunner
 from diptych.model_folder import ModelFolder
 
@@ -20,8 +23,10 @@ NUM_TOKENS = 12
 LENGTHS = {"shorter than a block": 3, "k blocks": 8 * BLOCK, "k blocks + 1": 8 * BLOCK + 1, "beyond a tile": 150}
 
 
-def load(folder: Path) -> TorchRunner:
-    return TorchRunner.load(ModelFolder(folder), kv_cache_bytes=1 << 22, block_size=BLOCK, device="cpu", threads=1)
+def load(folder: Path, kernels: KernelChoice = "auto") -> TorchRunner:
+    return TorchRunner.load(
+        ModelFolder(folder), kv_cache_bytes=1 << 22, block_size=BLOCK, device="cpu", threads=1, kernels=kernels
+    )
 
 
 def prompt_of(length: int, salt: int = 0) -> list[int]:
@@ -36,14 +41,17 @@ def oracle_text(oracle: PreTrainedModel, prompt: list[int]) -> list[int]:
     return tokens
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=product(FAMILIES, ("native", "torch")), ids="-".join)
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TorchRunner, PreTrainedModel]:
-    folder = make_tiny_model(tmp_path_factory.mktemp("model") / request.param, family=request.param)
+    family, kernels = request.param
+    if kernels == "native" and load_kernels() is None:
+        pytest.skip("there is no C++ compiler")
+    folder = make_tiny_model(tmp_path_factory.mktemp("model") / family, family=family)
     oracle = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     oracle.generation_config.pad_token_id = 0
-    return load(folder), oracle
+    return load(folder, kernels), oracle
 
 
 @pytest.mark.parametrize("length", LENGTHS.values(), ids=LENGTHS.keys())

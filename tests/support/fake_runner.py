@@ -3,6 +3,8 @@
 The cell of a position depends on its token and on the cell before it, as real KV depends on everything before it. A
 draw depends on every cell that attention would read through the block table. `reference` says what an isolated request
 must produce, without blocks, batches or caches.
+
+A request with a top_k of k mostly repeats the token k places before, so that its text can be foreseen.
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ def cells_of(tokens: Sequence[int]) -> list[int]:
 def draw_token(cells: Sequence[int], draw: Draw) -> int:
     """Deterministic in the KV that is read, the seed, the choice and the position; honours min_tokens."""
     sampling = draw.sampling
-    token = hash((*cells, sampling.seed, draw.choice, draw.position)) % VOCABULARY
+    number = hash((*cells, sampling.seed, draw.choice, draw.position))
+    token = number % VOCABULARY
+    known = (*draw.prompt, *draw.output)
+    if 0 < sampling.top_k <= len(known) and number // VOCABULARY % 8:
+        token = known[-sampling.top_k]
     while draw.position < sampling.min_tokens and token in sampling.stop_token_ids:
         token = (token + 1) % VOCABULARY
     return token
@@ -98,6 +104,7 @@ class FakeRunner:
             self.cells[row.blocks[position // self.block_size]][position % self.block_size] = previous
 
     def _draw(self, row: Row, draw: Draw) -> Drawn:
-        token = draw_token(self.read(row.blocks, row.start + len(row.tokens)), draw)
+        num_tokens = row.start + draw.offset % len(row.tokens) + 1
+        token = draw_token(self.read(row.blocks, num_tokens), draw)
         asked = draw.sampling.logprobs is not None
         return Drawn(draw.choice, token, TokenLogprob(token, -0.5, [(token, -0.5)]) if asked else None)

@@ -208,6 +208,6 @@ async def test_reflection_lists_the_services_and_their_methods(channel: grpc.aio
 async def test_a_taken_port_is_an_error(doors: Doors) -> None:
     server, port = await serve_grpc(doors.frontend, lambda: doors.view)
     taken = Doors(Path(doors.frontend.config.model), doors.core, grpc_port=port)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(OSError):
         await serve_grpc(taken.frontend, lambda: doors.view)
     await server.stop(None)

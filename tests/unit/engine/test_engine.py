@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from fake_runner import EMPTY, FakeRunner, cells_of, reference
 
@@ -151,3 +153,43 @@ def test_no_trace_of_a_request_stays() -> None:
         engine.step()
     assert engine._marks == {}
     assert engine.step() == StepOutcome()
+
+
+def test_an_overdue_request_ends_between_two_steps() -> None:
+    clock = Clock()
+    engine, _ = engine_with(clock)
+    assert engine.next_deadline_s is None
+    overdue = replace(request("late", Kind.LOCAL, list(range(20))), deadline=engine.now() + 0.01)
+    engine.add(overdue)
+    assert engine.next_deadline_s == pytest.approx(0.01)
+    engine.step()  # takes 16 ms
+    assert engine.next_deadline_s == 0
+    (update,) = engine.step().updates
+    assert (update.request_id, update.token_ids) == ("late", [])
+    assert update.error is not None
+    assert update.error.code == "deadline_exceeded"
+    assert engine.next_deadline_s is None
+    assert engine._marks == {}
+    assert engine.stats().expired_total == 1
+
+
+def test_the_state_of_queues_and_steps_can_be_seen() -> None:
+    engine, _ = engine_with(Clock())
+    for i in range(5):
+        engine.add(request(f"l{i}", Kind.LOCAL, [i] * 4))
+    engine.add(request("p", Kind.PREFILL, [7] * 4))
+    engine.add(request("r", Kind.RECEIVE, [8] * 4))
+    waiting = engine.stats()
+    assert waiting.waiting_by_kind == {"local": 5, "prefill": 1, "receive": 1}
+    assert (waiting.step_tokens, waiting.step_budget) == (0, 16)
+    engine.step()
+    stats = engine.stats()
+    assert stats.running_by_kind == {"local": 4, "prefill": 0, "receive": 0}
+    assert stats.waiting_by_kind == {"local": 1, "prefill": 1, "receive": 0}
+    assert (stats.num_running, stats.num_waiting, stats.num_loading, stats.num_held) == (4, 2, 1, 0)
+    assert (stats.step_tokens, stats.steps_total) == (16, 1)
+    assert stats.prompt_tokens_queried_total == 5 * 4
+    while engine.has_work:
+        engine.step()
+    assert engine.stats().num_held == 1
+    assert engine.stats().num_running == 0

@@ -9,7 +9,9 @@ import torch
 from drive_runner import Driven, decode, generate, prefill, step
 from tiny_model import make_tiny_model
 
+from diptych.engine.backend import KernelChoice
 from diptych.engine.interface import Draw, Plan, Row
+from diptych.engine.kernels.native import load_kernels
 from diptych.engine.rope import rope_frequencies
 from diptych.engine.torch_runner import TorchRunner
 from diptych.messages import SamplingParams
@@ -19,9 +21,15 @@ BLOCK = 8
 PROMPT = [3 + i * 29 % 256 for i in range(150)]  # longer than an attention tile
 
 
-def load(folder: Path, kv_cache_bytes: int = 1 << 22) -> TorchRunner:
-    opened = ModelFolder(folder)
-    return TorchRunner.load(opened, kv_cache_bytes=kv_cache_bytes, block_size=BLOCK, device="cpu", threads=1)
+def load(folder: Path, kv_cache_bytes: int = 1 << 22, kernels: KernelChoice = "auto") -> TorchRunner:
+    return TorchRunner.load(
+        ModelFolder(folder),
+        kv_cache_bytes=kv_cache_bytes,
+        block_size=BLOCK,
+        device="cpu",
+        threads=1,
+        kernels=kernels,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +37,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
-def runner(folder: Path) -> TorchRunner:
-    return load(folder)
+@pytest.fixture(scope="module", params=["native", "torch"])
+def runner(request: pytest.FixtureRequest, folder: Path) -> TorchRunner:
+    if request.param == "native" and load_kernels() is None:
+        pytest.skip("there is no C++ compiler")
+    return load(folder, kernels=request.param)
 
 
 def kv_of(runner: TorchRunner, sequence: Driven) -> torch.Tensor:
@@ -68,6 +78,21 @@ def test_decoding_leaves_the_kv_that_prefilling_would(runner: TorchRunner) -> No
     prefill(runner, replayed)
     assert torch.equal(kv_of(runner, replayed), kv_of(runner, decoded))
     assert replayed.output == decoded.output[-1:]
+
+
+def test_received_kv_continues_as_computed_kv_does(runner: TorchRunner) -> None:
+    """Blocks copied from elsewhere into other slots: the same tokens, logits and KV as without the move."""
+    here, there = Driven(PROMPT, list(range(30))), Driven(PROMPT, list(range(59, 29, -1)))
+    prefill(runner, here)
+    there.output, there.num_computed = list(here.output), here.num_computed
+    num_blocks = -(-len(PROMPT) // BLOCK)
+    runner._cache.pool[there.blocks[:num_blocks]] = runner._cache.pool[here.blocks[:num_blocks]]
+    decode(runner, [here], 12)
+    mate = Driven(PROMPT[5:70], list(range(60, 75)))
+    prefill(runner, mate)
+    decode(runner, [mate, there], 12)
+    assert there.output == here.output
+    assert torch.equal(kv_of(runner, there), kv_of(runner, here))
 
 
 def test_nothing_left_in_a_block_reaches_its_next_owner(folder: Path) -> None:
@@ -122,6 +147,8 @@ def test_says_what_it_owns(runner: TorchRunner, folder: Path) -> None:
     assert runner.num_blocks == (1 << 22) // runner.block_bytes
     assert runner.pool_address == runner._cache.pool.data_ptr()
     assert runner.dtype == "float32"
+    assert runner.exact
+    assert runner.attention_name in ("C++ paged attention", "torch paged attention")
     with pytest.raises(ValueError, match="kv_cache_bytes is 100; one block of 8 tokens takes"):
         load(folder, kv_cache_bytes=100)
 

@@ -1,4 +1,5 @@
-"""Requests of every kind, aborts, deliveries and steps in any order on a pool that is too small for them.
+"""Requests of every kind and priority, aborts, deadlines, deliveries, guesses and steps in any order on a pool that is
+too small for them.
 
 After every rule the scheduler's own invariants hold; every token equals that of an isolated run; at the end every
 request ends and only cached and free blocks remain.
@@ -7,6 +8,7 @@ request ends and only cached and free blocks remain.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 from fake_runner import VOCABULARY, FakeRunner, cells_of, reference
 from hypothesis import settings
@@ -17,7 +19,7 @@ from diptych.engine.interface import EngineRequest, Kind, ReadyBlocks, Reservati
 from diptych.engine.limits import Limits
 from diptych.engine.scheduler import Scheduler
 from diptych.engine.sequence import finish_reason
-from diptych.errors import PromptTooLong
+from diptych.errors import DeadlineExceeded, PromptTooLong
 from diptych.messages import FinishReason, SamplingParams, Update
 
 BLOCK_SIZE = 4
@@ -68,6 +70,7 @@ samplings = st.builds(
     min_tokens=st.integers(0, 3),
     stop_token_ids=st.sampled_from([(), tuple(range(0, VOCABULARY, 5)), tuple(range(0, VOCABULARY, 2))]),
     logprobs=st.sampled_from([None, 1]),
+    top_k=st.sampled_from([0, 0, 1, 3]),
 )
 prompts = st.builds(lambda stem, cut, tail: tuple(stem[:cut] + tail), st.sampled_from(STEMS), st.integers(0, 14),
                     st.lists(st.integers(0, 2), min_size=1, max_size=3))  # fmt: skip
@@ -80,19 +83,42 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.quarantined: dict[str, list[int]] = {}
         self.stored: set[bytes] = set()
         self.num_added = 0
+        self.now = 0.0
 
-    @initialize(num_blocks=st.integers(4, 14), batch=st.integers(1, 12), running=st.integers(1, 4))
-    def begin(self, num_blocks: int, batch: int, running: int) -> None:
-        self.limits = Limits(max_batch_tokens=batch, max_running=running, block_size=BLOCK_SIZE, max_context=64)
+    @initialize(
+        num_blocks=st.integers(4, 14),
+        batch=st.integers(1, 12),
+        running=st.integers(1, 4),
+        guesses=st.sampled_from([0, 1, 3, 7]),
+        ngram=st.integers(1, 2),
+    )
+    def begin(self, num_blocks: int, batch: int, running: int, guesses: int, ngram: int) -> None:
+        self.limits = Limits(batch, running, BLOCK_SIZE, 64, guesses, ngram, 3)
         self.scheduler = Scheduler(self.limits, num_blocks)
         self.runner = FakeRunner(num_blocks, BLOCK_SIZE)
 
     # --- inputs
 
-    @rule(kind=st.sampled_from(Kind), prompt=prompts, sampling=samplings, skip=st.integers(0, 3))
-    def add(self, kind: Kind, prompt: tuple[int, ...], sampling: SamplingParams, skip: int) -> None:
+    @rule(
+        kind=st.sampled_from(Kind),
+        prompt=prompts,
+        sampling=samplings,
+        skip=st.integers(0, 3),
+        priority=st.sampled_from([0, 0, 1, -1, 10]),
+        time_left=st.sampled_from([inf, inf, 1.0, 5.0]),
+    )
+    def add(
+        self,
+        kind: Kind,
+        prompt: tuple[int, ...],
+        sampling: SamplingParams,
+        skip: int,
+        priority: int,
+        time_left: float,
+    ) -> None:
         first_block = min(skip, (len(prompt) - 1) // BLOCK_SIZE) if kind is Kind.PREFILL else 0
-        request = EngineRequest(str(self.num_added), kind, prompt, sampling, b"k" * 32, first_block)
+        deadline, name = self.now + time_left, str(self.num_added)
+        request = EngineRequest(name, kind, prompt, sampling, b"k" * 32, first_block, priority, deadline)
         self.num_added += 1
         try:
             self.scheduler.add(request)
@@ -139,6 +165,22 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def confirm_quiet(self, data: st.DataObject) -> None:
         self._confirm_quiet(data.draw(st.sampled_from(sorted(self.quarantined))))
+
+    @rule()
+    def time_passes(self) -> None:
+        self.now += 1.0
+        overdue = {key for key, life in self.lives.items() if life.request.deadline <= self.now and not life.held}
+        updates = self.scheduler.expire(self.now)
+        assert {update.request_id for update in updates} == overdue
+        for update in updates:
+            assert update.error is not None
+            assert update.error.code == DeadlineExceeded.code
+            life = self.lives[update.request_id]
+            if life.request.kind is Kind.PREFILL:
+                life.held = True
+            else:
+                self._forget(update.request_id, quarantined=life.reservation is not None)
+        assert self.scheduler.next_deadline > self.now
 
     @rule()
     def unknown_ids(self) -> None:
@@ -206,10 +248,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         life = self.lives[update.request_id]  # an update of an aborted request is a KeyError
         assert not life.held
         assert update.position == len(life.outputs[update.choice])
-        (token,) = update.token_ids
-        life.take(update.choice, token)
+        assert len(update.token_ids) <= 1 + self.limits.speculative_tokens
+        for token in update.token_ids:
+            life.take(update.choice, token)
         assert update.finish_reason == life.reasons[update.choice]
-        assert (update.logprobs is not None) == (life.request.sampling.logprobs is not None)
+        reported = [each.token_id for each in update.logprobs or []]
+        assert reported == ([] if life.request.sampling.logprobs is None else update.token_ids)
         assert (update.stats is not None) == (not life.reported)
         if update.stats is not None:
             stats, length = update.stats, len(life.request.prompt)
@@ -284,10 +328,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         return self.lives[data.draw(st.sampled_from([key for key, life in self.lives.items() if wanted(life)]))]
 
     def _abort(self, request_id: str) -> None:
-        life = self.lives.pop(request_id)
         assert self.scheduler.abort(request_id)
+        self._forget(request_id, quarantined=self.lives[request_id].in_flight)
+
+    def _forget(self, request_id: str, quarantined: bool) -> None:
         assert not self.scheduler.abort(request_id)
-        if life.in_flight:
+        life = self.lives.pop(request_id)
+        if quarantined:
             self.quarantined[request_id] = life.slots
 
     def _deliver(self, life: Life, corrupt: bool) -> None:

@@ -119,6 +119,9 @@ def test_workers_are_scraped_as_they_are_now() -> None:
         "blocks_used": 16,
         "prompt_tokens_transferred_total": 100,
         "transfer_seconds_total": 1.5,
+        "running_by_kind": {"local": 1, "prefill": 0, "receive": 2},
+        "step_tokens": 48,
+        "accepted_tokens_total": 7,
     }
     workers = [(_worker("d", Role.DECODE), WorkerStats(**stats)), (_worker("p", Role.PREFILL), WorkerStats())]
     registry = CollectorRegistry()
@@ -133,6 +136,9 @@ def test_workers_are_scraped_as_they_are_now() -> None:
     assert value("diptych_blocks", state="cached") == 28
     assert value("diptych_prompt_tokens_total", source="transferred") == 100
     assert value("diptych_transfer_seconds_total") == 1.5
+    assert value("diptych_requests_by_kind", state="running", kind="receive") == 2
+    assert value("diptych_step_tokens") == 48
+    assert value("vllm:spec_decode_num_accepted_tokens_total") == 7
     assert (
         registry.get_sample_value("vllm:kv_cache_usage_perc", {"worker": "p", "role": "prefill", "model_name": "tiny"})
         == 0.0

@@ -103,6 +103,8 @@ def test_no_more_than_a_header_full_of_unknown_fields() -> None:
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"stream_options": {}}, "stream_options"),
         ({"cache_salt": "x" * 257}, "cache_salt"),
+        ({"priority": 11}, "priority"),
+        ({"priority": -11}, "priority"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
@@ -198,6 +200,7 @@ async def test_everything_a_chat_may_set_arrives(doors: Doors) -> None:
     assert (sampling.logit_bias, sampling.logprobs, sampling.min_tokens) == ({5: -100}, 3, 2)
     assert sampling.stop_token_ids == (9,)
     assert request.prompts[0].cache_scope == b"tenant"
+    assert request.prompts[0].priority == 5
     assert request.stop == ("x",)
     assert options == RenderOptions(True, True, True, True, True, True)
 

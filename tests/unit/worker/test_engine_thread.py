@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from fake_runner import FakeRunner
@@ -71,3 +72,15 @@ async def test_a_crash_of_the_engine_is_told(harness: Harness) -> None:
     harness.thread.post(lambda engine: engine.add(request("a")))
     async with asyncio.timeout(10):
         assert "bus error" in str(await harness.crashed)
+
+
+async def test_a_deadline_wakes_a_thread_that_waits_for_nothing_else(harness: Harness) -> None:
+    stuck = EngineRequest("late", Kind.RECEIVE, (1, 2, 3), request("x").sampling, bytes(32))
+    deadline = harness.thread.now() + 0.02
+    await harness.thread.call(lambda engine: engine.add(replace(stuck, deadline=deadline)))
+    async with asyncio.timeout(10):
+        assert len((await harness.outcomes.get()).reservations) == 1
+        (update,) = (await harness.outcomes.get()).updates
+    assert update.error is not None
+    assert update.error.code == "deadline_exceeded"
+    assert harness.thread.now() >= deadline

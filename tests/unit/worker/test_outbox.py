@@ -76,3 +76,12 @@ async def test_silence_is_broken_by_a_heartbeat_with_stats(monkeypatch: pytest.M
     frames = outbox.frames("router-1")
     async with asyncio.timeout(5):
         assert [frame.sequence for frame in [await anext(frames) for _ in range(3)]] == [0, 1, 2]
+
+
+async def test_what_was_sent_before_the_end_is_still_delivered() -> None:
+    outbox = make()
+    frames = outbox.frames("router-1")
+    await anext(frames)
+    outbox.send("router-1", [update(1)])
+    outbox.close()
+    assert [frame.updates for frame in [frame async for frame in frames]] == [[update(1)]]

@@ -1,0 +1,1 @@
+"""Measurements, each kept with its command, machine and commit in results/."""
