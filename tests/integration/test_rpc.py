@@ -15,9 +15,10 @@ class Echo:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
-        self.cancelled = asyncio.Event()
+        self.started, self.cancelled = asyncio.Event(), asyncio.Event()
 
     async def reserve(self, request: m.Reserve) -> m.Ticket:
+        self.started.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -70,8 +71,9 @@ async def stub(echo: Echo) -> AsyncIterator[rpc.WorkerStub]:
 
 async def test_messages_arrive_as_they_were_sent(stub: rpc.WorkerStub) -> None:
     assert (await stub.call(rpc.START, m.Start(submission=submission()), 5)).worker_id == "r"
+    blob = bytes(range(256))
     hello = m.PeerHello(
-        worker_id="w", fingerprint="f", agent_metadata=bytes(range(256)), pool_address=2**47, block_bytes=1, num_blocks=2
+        worker_id="w", fingerprint="f", agent_metadata=blob, pool_address=2**47, block_bytes=1, num_blocks=2
     )
     assert await stub.call(rpc.MEET, hello, 5) == hello
     frames = [frame async for frame in stub.stream(rpc.FRAMES, m.Subscribe("router"))]
@@ -110,3 +112,24 @@ async def test_an_unreachable_worker_is_a_failed_leg() -> None:
     with pytest.raises(LegFailed):
         await stub.call(rpc.ABORT, m.Abort("r"), 5)
     await stub.close()
+
+
+async def test_closing_the_connection_fails_the_leg_and_cancels_nobody(stub: rpc.WorkerStub, echo: Echo) -> None:
+    reserve = m.Reserve(submission=submission(), prefill_id="p", prefill_address="x")
+    waiting = asyncio.create_task(stub.call(rpc.RESERVE, reserve, 60))
+    async with asyncio.timeout(5):
+        await echo.started.wait()
+        await stub.close()
+        with pytest.raises(LegFailed):
+            await waiting
+
+
+async def test_a_caller_that_is_cancelled_stays_cancelled(stub: rpc.WorkerStub, echo: Echo) -> None:
+    reserve = m.Reserve(submission=submission(), prefill_id="p", prefill_address="x")
+    waiting = asyncio.create_task(stub.call(rpc.RESERVE, reserve, 60))
+    async with asyncio.timeout(5):
+        await echo.started.wait()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await echo.cancelled.wait()

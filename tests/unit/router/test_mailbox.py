@@ -30,7 +30,7 @@ async def test_updates_come_out_in_order_whichever_leg_was_faster() -> None:
     tokens: dict[int, list[int]] = {0: [], 1: [], 2: []}
     for one in await collect(mailbox):
         tokens[one.choice] += one.token_ids
-    assert tokens == dict.fromkeys(range(3), list(range(10)))
+    assert tokens == {choice: list(range(10)) for choice in range(3)}
 
 
 async def test_duplicates_are_dropped() -> None:
@@ -68,3 +68,53 @@ async def test_an_error_wakes_who_is_waiting() -> None:
     mailbox.fail(LegFailed("gone"))
     with pytest.raises(LegFailed):
         await waiting
+
+
+async def test_a_call_to_a_worker_ends_when_the_request_fails() -> None:
+    mailbox = Mailbox(1)
+    cancelled = asyncio.Event()
+
+    async def call() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    waiting = asyncio.create_task(mailbox.during(call()))
+    await asyncio.sleep(0)
+    mailbox.fail(LegFailed("the other leg died"))
+    with pytest.raises(LegFailed, match="other leg"):
+        await waiting
+    assert cancelled.is_set()
+
+
+async def test_a_call_to_a_worker_returns_or_raises_what_it_does() -> None:
+    async def answer() -> int:
+        return 7
+
+    async def refuse() -> int:
+        raise LegFailed("refused")
+
+    mailbox = Mailbox(1)
+    assert await mailbox.during(answer()) == 7
+    with pytest.raises(LegFailed, match="refused"):
+        await mailbox.during(refuse())
+
+
+async def test_whoever_is_cancelled_during_a_call_cancels_the_call() -> None:
+    mailbox = Mailbox(1)
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def call() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    waiting = asyncio.create_task(mailbox.during(call()))
+    await started.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert cancelled.is_set()

@@ -40,8 +40,9 @@ def test_expects_the_time_the_uncached_tokens_and_the_queue_take() -> None:
 
 def test_a_cached_prefix_outweighs_a_short_queue_but_not_a_long_one() -> None:
     cold = prefill("cold")
-    assert choose(cold, prefill("warm", matched_tokens=144, queued_prefill_tokens=50), decode("d")).prefill_id == "warm"
-    assert choose(cold, prefill("warm", matched_tokens=144, queued_prefill_tokens=400), decode("d")).prefill_id == "cold"
+    for queue, chosen in ((50, "warm"), (400, "cold")):
+        warm = prefill("warm", matched_tokens=144, queued_prefill_tokens=queue)
+        assert choose(cold, warm, decode("d")).prefill_id == chosen
 
 
 def test_a_slow_worker_is_chosen_last() -> None:
