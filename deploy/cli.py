@@ -14,7 +14,7 @@ from deploy.progress import Progress
 from deploy.run_folder import RunFolder
 from deploy.supervise import supervise
 
-PROMPT = "What is the difference between a river and a lake? Answer in two sentences."
+PROMPT = "Explain in three sentences why the sky is blue."
 
 app = App(name="diptych", help="A disaggregated prefill/decode serving cluster.", version=diptych.__version__)
 

@@ -33,22 +33,22 @@ class Cluster:
     def __init__(self, config: ClusterConfig, entry_points: dict[str, str] | None = None) -> None:
         self._config = config
         self._entry_points = entry_points or {}
-        self._controller: Any = None
+        self.actor: Any = None
         self._run: Any = None
 
     def __enter__(self) -> Cluster:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"max_restarts": 0, "num_cpus": 0, "scheduling_strategy": here}
         actor = ray.remote(Controller).options(**options)
-        self._controller = actor.remote(msgspec.json.encode(self._config), self._entry_points)
-        self._run = self._controller.run.remote()
+        self.actor = actor.remote(msgspec.json.encode(self._config), self._entry_points)
+        self._run = self.actor.run.remote()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
-            ray.get(self._controller.shutdown.remote(), timeout=2 * self._config.drain_timeout_s + KILL_PATIENCE_S)
+            ray.get(self.actor.shutdown.remote(), timeout=2 * self._config.drain_timeout_s + KILL_PATIENCE_S)
         except RayError:
-            ray.kill(self._controller)  # Ray ends its actors with it
+            ray.kill(self.actor)  # Ray ends its actors with it
 
     def status(self) -> ClusterStatus:
         """
@@ -59,12 +59,16 @@ class Cluster:
             ended, _ = ray.wait([self._run], timeout=0)
             if ended:
                 ray.get(self._run)
-            reply = ray.get(self._controller.status.remote(), timeout=CALL_TIMEOUT_S)
+            reply = ray.get(self.actor.status.remote(), timeout=CALL_TIMEOUT_S)
         except GetTimeoutError:
             raise ClusterError(f"the controller has not answered for {CALL_TIMEOUT_S:.0f} s") from None
         except RayError as error:
             raise ClusterError(f"the controller failed: {error}") from error
         return msgspec.json.decode(reply, type=ClusterStatus)
+
+    def scale(self, kind: Kind, count: int) -> None:
+        """Want `count` processes of a kind from now on."""
+        ray.get(self.actor.scale.remote(str(kind), count), timeout=CALL_TIMEOUT_S)
 
     def wait_until_ready(self, timeout_s: float, progress: Progress) -> ClusterStatus:
         """Until every process runs, the router sees every worker, and a canary went end to end.

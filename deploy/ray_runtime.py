@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 OBJECT_STORE_BYTES = 80 << 20  # nothing of a request goes through it; the smallest Ray accepts is 75 MB
+
+
+class RayUnavailable(Exception):
+    """Ray did not start, or could not be joined; the message says why."""
 
 
 def private_environment() -> dict[str, str]:
@@ -34,28 +39,25 @@ def shared_environment() -> dict[str, str]:
 
 
 @contextmanager
-def private_ray(folder: Path, num_cpus: float) -> Iterator[None]:
+def private_ray(folder: Path, num_cpus: int) -> Iterator[None]:
     """A Ray of our own.
 
     Args:
         folder: for its sessions. Keep it short: Ray's socket paths below it have 107 bytes in all.
         num_cpus: what it may book; 0 where actors book none, and no spare worker process is started either.
+
+    Raises:
+        RayUnavailable: it did not start.
     """
-    ray = _import_ray()
-    try:
-        ray.init(
-            num_cpus=int(num_cpus),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            namespace="diptych",
-            _temp_dir=str(folder),
-            _node_ip_address="127.0.0.1",
-        )
+    with _ray(
+        num_cpus=num_cpus,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        namespace="diptych",
+        _temp_dir=str(folder),
+        _node_ip_address="127.0.0.1",
+    ):
         yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
@@ -63,14 +65,10 @@ def existing_ray(address: str) -> Iterator[None]:
     """A part of someone else's Ray. On leaving, Ray ends the actors this process started, and nothing else.
 
     Raises:
-        ConnectionError: no Ray is there.
+        RayUnavailable: no Ray is there, or it does not let us in.
     """
-    ray = _import_ray()
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace=f"diptych-{os.getpid()}")
+    with _ray(address=address, namespace=f"diptych-{os.getpid()}"):
         yield
-    finally:
-        ray.shutdown()
 
 
 def num_nodes() -> int:
@@ -79,10 +77,21 @@ def num_nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def _import_ray() -> ModuleType:
-    """Without its crash handler in this process, which would turn SIGTERM into a stack trace; workers have theirs."""
+@contextmanager
+def _ray(**settings: Any) -> Iterator[None]:
+    """Ray without its ways of handling SIGTERM in this process; `supervise` sees to that."""
     os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"
     import ray
 
-    del os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"]
-    return ray
+    del os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"]  # workers keep theirs
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR", **settings)
+        except (RuntimeError, ConnectionError, ValueError) as error:
+            raise RayUnavailable(f"Ray cannot be used: {error}") from error
+        signal.signal(signal.SIGTERM, on_sigterm)
+        yield
+    finally:
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, on_sigterm)

@@ -114,7 +114,7 @@ def not_before_s(crashed_at_s: Sequence[float], now_s: float) -> float:
     if len(recent) < 2:
         return now_s
     delay_s = BACKOFF_FIRST_S * 2.0 ** min(len(recent) - 2, 16)
-    return max(recent) + min(delay_s, BACKOFF_LONGEST_S)
+    return max(now_s, max(recent) + min(delay_s, BACKOFF_LONGEST_S))
 
 
 def _least_useful(alive: list[Observed]) -> list[Observed]:

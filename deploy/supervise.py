@@ -11,6 +11,7 @@ Has to be called while the process has one thread, before anything large is impo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -25,7 +26,7 @@ import psutil
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <sys/prctl.h>
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_SIGNAL = signal.SIGUSR1  # from supervisor to child: Ray takes SIGTERM away from whoever imports it
-GRACE_S = 3.0  # for what the child has told to stop, but not waited for
+GRACE_S = 3.0
 
 
 class Told(BaseException):
@@ -36,12 +37,13 @@ class Told(BaseException):
         self.exit_code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
 
-def supervise(main: Callable[[], int], cleanup: Callable[[], None]) -> int:
+def supervise(main: Callable[[], int], cleanup: Callable[[], None], grace_s: float = GRACE_S) -> int:
     """Run `main` in a child and return its exit code (128 + the signal that killed it), with nothing left running.
 
     Args:
         main: is told to stop by `Told`, raised wherever it is.
         cleanup: called at the very end, by whichever of the two is left.
+        grace_s: for what still runs when `main` has returned.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -53,23 +55,31 @@ def supervise(main: Callable[[], int], cleanup: Callable[[], None]) -> int:
         libc.prctl(PR_SET_PDEATHSIG, STOP_SIGNAL)
         code = _exit_code_of(main) if os.getppid() == parent else 1
         if os.getppid() != parent:  # nobody else is left to do it
-            end_descendants(GRACE_S)
+            end_descendants(grace_s)
             cleanup()
         os._exit(code)
-    for number in FORWARDED:
-        signal.signal(number, lambda _number, _frame: os.kill(child, STOP_SIGNAL))
+    _forward_signals(child)
     try:
         killed, code = _wait_for(child)
-        end_descendants(0.0 if killed else GRACE_S)
+        end_descendants(0.0 if killed else grace_s)
     finally:
         cleanup()
     return code
 
 
+def _forward_signals(child: int) -> None:
+    def forward(_number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(child, STOP_SIGNAL)
+
+    for number in FORWARDED:
+        signal.signal(number, forward)
+
+
 def stop_listening() -> None:
     """No signal raises anything any more: stopping is never cut short."""
     for number in (*FORWARDED, STOP_SIGNAL):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda _number, _frame: None)  # SIG_IGN would be handed on to every program started
 
 
 def _listen() -> None:

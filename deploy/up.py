@@ -24,10 +24,11 @@ from deploy.embedded_valkey import EmbeddedValkey, ValkeyError
 from deploy.leftovers import Footprint
 from deploy.model_store import ModelError, resolve_model
 from deploy.progress import Progress
-from deploy.ray_runtime import existing_ray, num_nodes, private_ray
+from deploy.ray_runtime import RayUnavailable, existing_ray, num_nodes, private_ray
 from deploy.reconcile import State
 from deploy.run_folder import log_folder
 from deploy.supervise import Told, stop_listening
+from diptych.model_folder import ModelFolder
 
 WATCH_INTERVAL_S = 1.0
 GONE_TIMEOUT_S = 5.0
@@ -71,7 +72,7 @@ def up(options: UpOptions, folder: Path, progress: Progress) -> int:
             progress.step("stop", "stopping")
     except Told as told:
         code = 0 if running else told.exit_code
-    except (ModelError, ValkeyError, ClusterError, AskError, ValueError, OSError) as error:
+    except (ModelError, ValkeyError, RayUnavailable, ClusterError, AskError, ValueError, OSError) as error:
         progress.error(str(error))
         code = 1
     return _check_nothing_left(footprint, progress) or code
@@ -85,6 +86,7 @@ def _prepare(options: UpOptions, folder: Path, stack: ExitStack, progress: Progr
     if config.grpc_port:
         check_port_free(config.host, config.grpc_port)
     model = resolve_model(options.model, os.environ, lambda text: progress.step("model", text))
+    _check_model(model)
     progress.step("model", str(model))
     served = config.served_model or model.name
 
@@ -99,7 +101,7 @@ def _prepare(options: UpOptions, folder: Path, stack: ExitStack, progress: Progr
             raise ValueError("a Ray cluster of several machines needs a Redis that all of them reach: give --redis-url")
         progress.step("ray", f"existing, at {options.ray_address}")
     else:
-        stack.enter_context(private_ray(folder, os.cpu_count() or 1 if config.num_cpus else 0))
+        stack.enter_context(private_ray(folder, num_cpus=(os.cpu_count() or 1) if config.num_cpus else 0))
         progress.step("ray", "started for this cluster, on loopback")
     progress.step("logs", str(logs))
     return msgspec.structs.replace(
@@ -124,6 +126,17 @@ def check_port_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise OSError(f"cannot listen on {host}:{port} ({error.strerror}); choose another port") from error
+
+
+def _check_model(path: Path) -> None:
+    """What every process would find out later, and each in its own log.
+
+    Raises:
+        ValueError: a file is missing, malformed or of a kind that can run code.
+    """
+    folder = ModelFolder(path)
+    folder.weight_files()
+    folder.tokenizer_path.stat()
 
 
 def _node_id() -> str:
@@ -190,5 +203,5 @@ def _check_nothing_left(footprint: Footprint, progress: Progress) -> int:
         progress.error("left behind, now removed: " + ", ".join(remaining))
         footprint.remove()
         return 1
-    progress.step("stop", f"done; {len(footprint.processes)} processes are gone, nothing is left behind")
+    progress.step("stop", "done, nothing is left behind")
     return 0
