@@ -65,6 +65,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             redis_url=self.redis_url,
             host=self.worker_host,
             device="cuda" if self.num_gpus else "cpu",
+            dtype=self.dtype,
             block_size=self.block_size,
             kv_cache_bytes=self.kv_cache_bytes,
             threads=self.worker_threads(),
@@ -82,10 +83,16 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             http_port=self.http_port,
             grpc_port=self.grpc_port,
             block_size=self.block_size,
+            dtype=self.dtype,
             remote_prefill=self.remote_prefill,
             canary_interval_s=self.canary_interval_s,
             otlp_endpoint=self.otlp_endpoint,
         )
+
+    @property
+    def dtype(self) -> str:
+        """What the engine computes in on the workers' device."""
+        return "bfloat16" if self.num_gpus else "float32"
 
     def worker_threads(self) -> int:
         if self.threads:

@@ -23,6 +23,7 @@ from deploy.reconcile import Action, Forget, Kind, Start, State, Stop, Tombstone
 from diptych.membership import connect, tombstone
 
 LOOK_AGAIN_S = 1.0  # nothing needs it but what failed the first time
+STOP_SLACK_S = 5.0  # after draining: the last frames, and closing what is open
 LOG = structlog.get_logger()
 
 
@@ -105,7 +106,7 @@ class Controller:
                 self._hosted[hosted.id] = hosted
                 tasks.create_task(self._watch(hosted))
             case Stop(id=id):
-                tasks.create_task(self._hosted[id].stop(self._config.drain_timeout_s))
+                tasks.create_task(self._hosted[id].stop(self._config.drain_timeout_s + STOP_SLACK_S))
             case Tombstone(id=id):
                 await self._bury(self._hosted[id])
             case Forget(id=id):
