@@ -24,7 +24,7 @@ READY_TIMEOUT_S = 30.0
 QUIET_TIMEOUT_S = 10.0
 AT_REST = ("requests", "bookings", "open_legs")  # of /health: zero when nothing runs
 AVAILABLE = ("blocks_free", "blocks_cached")
-IDLE = ("num_running", "num_waiting", "num_loading", "num_held", "waiting_prefill_tokens")  # of a worker's stats, likewise
+IDLE = ("num_running", "num_waiting", "num_loading", "num_held", "waiting_prefill_tokens")  # of its stats
 ACCIDENTS = ("Traceback", "was never retrieved", "was never awaited", "was destroyed but it is pending")
 REPORTED = {  # series of /metrics, and the fields of a worker's stats they are made of
     "diptych_prompt_tokens_total": tuple(
