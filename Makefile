@@ -109,7 +109,7 @@ clean:  ## remove the environment and every cache of this folder (converted mode
 
 $(VENV_STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(MIN_PYTHON)".split("."))))' 2>/dev/null || { \
-	    echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); Diptych needs Python $(MIN_PYTHON) or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	    echo "Diptych needs Python $(MIN_PYTHON) or newer, $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing): make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	    echo "$(PYTHON) has no venv module; install it (Debian, Ubuntu: the package python3-venv) or use another: make PYTHON=..." >&2; exit 1; }
 	@rm -rf $(VENV)

@@ -2,8 +2,9 @@
 
 On CPU in float32 the weights are packed once for oneDNN. Its kernels give bit-identical rows at any number of rows from
 two up, which MKL's (`torch.nn.functional.linear`) do not: with those, a sequence's numbers would depend on its batch
-mates. For a single row oneDNN has another kernel, so one row is computed as two. They are also faster. The two
-operators are the ones torch's own compiler emits (torch/_inductor/mkldnn_ir.py).
+mates. For a single row oneDNN has another kernel, so one row is computed as two. They are also faster. oneDNN promises
+none of this, so `exactness.py` checks it at every start. The two operators are the ones torch's own compiler emits
+(torch/_inductor/mkldnn_ir.py).
 
 Knows nothing about models.
 """

@@ -112,6 +112,8 @@ async def _make_parts(
     stack.push_async_callback(peers.close)
     tracer = make_tracer(f"diptych-{config.role}", config.otlp_endpoint)
     stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
+    log = make_logger(worker_id)
+    log.info("model_loaded", blocks=runner.num_blocks, attention=runner.attention_name, exact=runner.exact)
     return Parts(
         config=config,
         worker_id=worker_id,
@@ -123,7 +125,7 @@ async def _make_parts(
         publisher=IndexPublisher(redis, config.cluster, worker_id),
         is_dead=partial(_is_dead, redis, config.cluster),
         tracer=tracer,
-        log=make_logger(worker_id),
+        log=log,
     )
 
 

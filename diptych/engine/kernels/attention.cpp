@@ -281,7 +281,8 @@ struct Queries {
     void finish(const Task& task, Rows out, int64_t kv_head, int group) const {
         for (int row = 0; row < num_rows; ++row) {
             const float total = sum_lanes(load(totals + size_t(row) * W));
-            float* to = out.data + (task.first_token + row / group) * out.stride + (kv_head * group + row % group) * dim;
+            float* to = out.data + (task.first_token + row / group) * out.stride;
+            to += (kv_head * group + row % group) * dim;
             for (int d = 0; d < dim; ++d) to[d] = sums[size_t(row) * width + d] / total;
         }
     }
