@@ -144,7 +144,7 @@ class DecodeService(BaseService):
         if (promised := self._expected.pop(request_id, None)) is not None and entry.ticket is not None:
             self._by_transfer.pop(entry.ticket.transfer_id, None)
             self._transfers.forget(entry.ticket.transfer_id)
-            self._spawn(self._prove_quiet(request_id, entry.ticket.transfer_id, promised))
+            self._spawn(self._prove_quiet(request_id, entry.ticket.transfer_id, promised), drains=False)
 
     async def _prove_quiet(self, request_id: str, transfer_id: str, promised: Reserve) -> None:
         """Ask the pusher until it answers or is dead; then the quarantined blocks are free."""

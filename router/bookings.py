@@ -19,14 +19,14 @@ class Booking:
     """One request's claim on its pair. `prefilled` gives back the prompt's share when the first token is there."""
 
     bookings: Bookings
-    prefill_id: str
+    computing_id: str  # who computes the prompt: the prefill worker, or decode itself
     decode_id: str
     tokens: int
     blocks: int
     released: bool = False
 
     def prefilled(self) -> None:
-        self.bookings.tokens[self.prefill_id] -= self.tokens
+        self.bookings.tokens[self.computing_id] -= self.tokens
         self.tokens = 0
 
     def release(self) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from diptych.engine.engine import Engine
@@ -24,7 +25,7 @@ class EngineThread:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.stats = engine.stats()  # replaced whole after every step and command: safe to read from any thread
 
@@ -43,7 +44,7 @@ class EngineThread:
 
     def post(self, command: Callable[[Engine], object]) -> None:
         """Run `command` between two steps; for commands that cannot fail. An exception in it is a crash."""
-        self._commands.put(lambda: (command(self._engine), None)[1])
+        self._commands.put(partial(command, self._engine))
 
     async def call(self, command: Callable[[Engine], Result]) -> Result:
         """Run `command` between two steps and return (or raise) what it did."""

@@ -60,7 +60,8 @@ class BaseService(ABC):
         self._engine = parts.engine
         self._transfers = parts.transfers
         self._requests = OpenRequests(self._end_with)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # that `drain` waits for
+        self._watches: set[asyncio.Task[None]] = set()  # that only matter while this process lives
         self.draining = False
         self.outbox = Outbox(parts.worker_id, self.stats, parts.config.stats_interval_ms, self._router_lost)
 
@@ -195,12 +196,12 @@ class BaseService(ABC):
         record_span(self._parts.tracer, name, entry.submission.traceparent, entry.phase_began, now, attributes)
         entry.phase_began = now
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run something in the background; `drain` waits for it, `close` ends it."""
+    def _spawn(self, work: Coroutine[Any, Any, None], *, drains: bool = True) -> None:
+        """Run something in the background; `drain` waits for it unless told otherwise, `close` ends it."""
+        tasks = self._tasks if drains else self._watches
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     def stats(self) -> m.WorkerStats:
         """The engine's view of itself, with the transfers'."""
@@ -214,7 +215,8 @@ class BaseService(ABC):
         try:
             async with asyncio.timeout(timeout_s):
                 await self._requests.wait_empty()
-                await asyncio.gather(*self._tasks)
+                while self._tasks:  # one may begin another
+                    await asyncio.wait(self._tasks)
         except TimeoutError:
             for entry in self._requests.all():
                 self._end_with(entry, NoCapacity("the worker is shutting down; retry", retry_after_s=RETRY_AFTER_S))
@@ -222,9 +224,10 @@ class BaseService(ABC):
 
     async def close(self) -> None:
         """End what still runs in the background: the process is about to go, and everything it held with it."""
-        for task in self._tasks:
+        tasks = self._tasks | self._watches
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _prompt_attributes(stats: m.LegStats) -> Attributes:
