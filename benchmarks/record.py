@@ -38,7 +38,7 @@ def circumstances() -> dict[str, object]:
             "processor": _processor(),
             "cores": os.cpu_count(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "system": platform.platform(),
+            "system": f"{platform.system()} {platform.machine()}",
             "load_average": os.getloadavg()[0],  # anything much above our own threads spoils the numbers
         },
         "versions": {"python": platform.python_version()} | _versions(),

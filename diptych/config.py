@@ -1,7 +1,7 @@
 """One flat, typed configuration per process, checked when it is made.
 
 Processes receive theirs as JSON from whoever starts them (`deploy`), never from the environment in the middle of the
-code. Every limit of the system has its name, default and unit here.
+code. What an operator may set is here, with its name, default and unit; constants of one protocol stand beside it.
 """
 
 from __future__ import annotations

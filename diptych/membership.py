@@ -85,7 +85,8 @@ def era_key(cluster: str) -> str:
 
 
 async def tombstone(redis: Redis, cluster: str, worker_id: str) -> None:
-    """Declare a worker's process dead, for ever. Only for whoever has proof: that is, the process has been reaped.
+    """Declare a worker's process dead, for ever. Only for whoever has proof: its transfer agent is
+    closed (a clean exit), or its process has been reaped.
 
     Raises:
         RedisError: Redis cannot be reached.

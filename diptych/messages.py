@@ -210,7 +210,7 @@ class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):
-    """All that one engine step of one worker has for one router; now and then only the worker's state."""
+    """All that one engine step (several, if the router is slow) has for one router; now and then only stats."""
 
     worker_id: str
     sequence: int  # per subscription, from 0, without gaps

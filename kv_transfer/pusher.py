@@ -23,7 +23,7 @@ from kv_transfer.transfer import EndReason, Notify, OutgoingTransfer, Post
 
 log = logging.getLogger(__name__)
 
-MAX_SPENT = 65_536  # transfer ids remembered; one only matters for the life of its ticket, about a minute
+MAX_SPENT = 65_536  # transfer ids remembered; one only matters for the life of its ticket, a request's deadline
 
 
 @dataclass(slots=True)

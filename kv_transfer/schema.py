@@ -4,10 +4,12 @@
 |----------------------------------|--------|------------|--------------------------------------------------|
 | {cluster}:workers                | set    | workers    | see `diptych.membership`, which owns these four  |
 | {cluster}:worker:{id}            | string | the worker | one lease                                        |
-| {cluster}:tombstone:{id}         | string | controller | a day                                            |
+| {cluster}:tombstone:{id}         | string | (1)        | a day                                            |
 | {cluster}:era                    | string | workers    | for ever; gone or other: Redis lost its data     |
 | {cluster}:index:{id}:events      | stream | the worker | INDEX_TTL_MS after its last sign of life         |
 | {cluster}:index:{id}:snapshot    | string | the worker | the same                                         |
+
+(1) The worker itself as the last thing of a clean exit, else the controller once the process is gone.
 
 **Events.** Each stream entry has one field, EVENTS_FIELD: msgpack of `EventBatch`. Within an epoch sequences rise by
 one from 1; a reader that misses one has a gap and reads the snapshot. A new epoch begins whenever the worker cannot

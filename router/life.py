@@ -167,7 +167,8 @@ class Router:
             if timeout_ms == submission.remaining_ms:
                 raise
             raise NoCapacity(
-                f"no decode worker had blocks for this prompt within {timeout_ms} ms (reserve_timeout_ms); retry later",
+                f"{legs.decode.record.worker_id} had no {self._num_blocks(len(submission.prompt))} free blocks within "
+                f"{timeout_ms} ms (reserve_timeout_ms); retry later, or add decode workers",
                 retry_after_s=RETRY_AFTER_S,
             ) from None
         report.marks["reserved"] = time.monotonic()
@@ -185,7 +186,7 @@ def _left_s(deadline: float) -> float:
     """
     left = deadline - asyncio.get_running_loop().time()
     if left <= 0:
-        raise DeadlineExceeded("the request's deadline passed before it was placed")
+        raise DeadlineExceeded("the request's deadline passed before a worker began; retry, or give it more time")
     return left
 
 

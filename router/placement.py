@@ -1,9 +1,9 @@
 """Where a request goes: a pure function from (request, fleet view) to (prefill, decode, expected ms and why).
 
-Everything is compared in one unit, estimated milliseconds to the first token, from rates the workers measure about
-themselves. A worker that has measured nothing yet is taken at the mean rate of its peers, so that a fresh worker is
-neither flooded nor starved. Knows no clock, socket, Redis or randomness: ties are broken by `turn`, a number the
-caller counts up.
+Who computes the prompt is compared in one unit, estimated milliseconds to the first token, from rates the workers
+measure about themselves; who decodes it, by room, then batch size, then transfer time. A worker that has measured
+nothing yet is taken at the mean rate of the prefill workers, so that a fresh one is neither flooded nor starved. Knows
+no clock, socket, Redis or randomness: ties are broken by `turn`, a number the caller counts up.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from diptych.errors import NoCapacity
 from diptych.messages import Role
 
-# Taken for every worker while none has measured anything: only their equality matters.
+# While nobody has measured anything. A small model on a CPU; wrong elsewhere, and replaced by the first measurement.
 UNMEASURED_PREFILL_TOKENS_PER_S = 300.0
 UNMEASURED_TRANSFER_BYTES_PER_S = 1e9
 RETRY_AFTER_S = 1.0
@@ -29,7 +29,7 @@ class WorkerView:
     matched_tokens: int  # of this prompt, by the prefix index
     queued_prefill_tokens: int  # reported or booked, whichever is more: the report lags and the booking is in it
     num_running: int  # sequences, likewise
-    available_blocks: int  # free + cached, less what is booked and not yet reported as taken; may be negative
+    available_blocks: int  # free and cached ones as reported, or those not booked, whichever is fewer
     prefill_tokens_per_s: float = 0.0  # 0: not measured yet
     transfer_bytes_per_s: float = 0.0
 
@@ -67,9 +67,14 @@ def place(prompt: PromptView, workers: Iterable[WorkerView], remote_prefill: str
     prefills = _rotate([view for view in views if view.role is Role.PREFILL], turn)
     decodes = _rotate([view for view in views if view.role is Role.DECODE], turn)
     if not decodes:
-        raise NoCapacity("no decode worker is ready; retry when one has joined", retry_after_s=RETRY_AFTER_S)
+        raise NoCapacity(
+            "no decode worker is ready; start one, or retry when one has joined", retry_after_s=RETRY_AFTER_S
+        )
     if not prefills and remote_prefill == "always":
-        raise NoCapacity("no prefill worker is ready and remote_prefill is 'always'", retry_after_s=RETRY_AFTER_S)
+        raise NoCapacity(
+            "no prefill worker is ready and remote_prefill is 'always'; start one, or use 'auto'",
+            retry_after_s=RETRY_AFTER_S,
+        )
     rates = _Rates(views)
     decode = min(decodes, key=lambda view: _decode_cost(prompt, view, rates))
     prefill = min(prefills, key=lambda view: _prefill_ms(prompt, view, rates), default=None)

@@ -14,7 +14,7 @@ from benchmarks.engine.workload import BATCHES, PREFILL_LENGTHS
 from diptych.model_spec import ModelSpec
 
 CASES = tuple(f"prefill_{length}" for length in PREFILL_LENGTHS) + tuple(f"decode_b{batch}" for batch in BATCHES)
-TARGETS = {  # of issue 3, tokens/s; taken on another machine, so shares and ratios say more
+TARGETS = {  # tokens/s, set on an AVX2 machine before this engine was written: shares and ratios say more
     "prefill_512": 310.0,
     "prefill_2048": 260.0,
     "decode_b1": 30.0,

@@ -23,8 +23,8 @@ class Peers:
         """Be ready to push to `worker_id`. Concurrent callers share one meeting; a failed one is not remembered.
 
         Raises:
-            Incompatible: the fingerprints differ, or another incarnation answers at that address.
-            LegFailed: it cannot be reached.
+            Incompatible: the fingerprints differ.
+            LegFailed: it cannot be reached, or another incarnation answers at that address.
         """
         meeting = self._meetings.get(worker_id)
         if meeting is None:

@@ -114,6 +114,8 @@ async def _make_parts(
     stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
     log = make_logger(worker_id)
     log.info("model_loaded", blocks=runner.num_blocks, attention=runner.attention_name, exact=runner.exact)
+    if config.verify_checksums and config.device != "cpu":
+        log.warning("no_checksums", reason="the CPU cannot read KV in the GPU's memory; transfers are not verified")
     return Parts(
         config=config,
         worker_id=worker_id,
@@ -140,6 +142,7 @@ async def _run_until(end: Coroutine[Any, Any, object], failed: asyncio.Future[No
             failed.result()
         if transfers_ended.done():
             raise InternalError(f"the transfer thread ended: {transfers.error!r}")
+        stopping.result()
     finally:
         stopping.cancel()
         transfers_ended.cancel()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from diptych.errors import DeadlineExceeded, DiptychError, LegFailed
 from diptych.messages import Submission, Ticket
 
-MAX_FENCED = 65_536  # ids of ended requests and revoked transfers remembered; older ones are past any deadline
+MAX_FENCED = 65_536  # ids of ended requests and revoked transfers remembered: 10 minutes at 109 a second
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class Entry:
 
 
 class Fence:
-    """A bounded memory of ids that are over: what is fenced once is refused for ever."""
+    """A bounded memory of ids that are over: what is fenced is refused for as long as it is remembered."""
 
     def __init__(self) -> None:
         self._ids: OrderedDict[str, None] = OrderedDict()
