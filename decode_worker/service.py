@@ -148,14 +148,15 @@ class DecodeService(BaseService):
 
     async def _prove_quiet(self, request_id: str, transfer_id: str, promised: Reserve) -> None:
         """Ask the pusher until it answers or is dead; then the quarantined blocks are free."""
-        stub = self._parts.peers.stub(promised.prefill_id, promised.prefill_address)
         retry_s = REVOKE_RETRY_S
         while True:
+            stub = self._parts.peers.stub(promised.prefill_id, promised.prefill_address)
             try:
                 await stub.call(rpc.REVOKE, Revoke(transfer_id, promised.prefill_id), REVOKE_TIMEOUT_S)
                 break
             except DiptychError as error:
                 if await self._parts.is_dead(promised.prefill_id):
+                    await self._parts.peers.forget(promised.prefill_id)
                     break
                 if retry_s == REVOKE_RETRY_S:
                     self._parts.log.warning(

@@ -86,7 +86,7 @@ class WorkerStub:
             reply: Reply | None = await self._calls[method.name](request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise _from_rpc(error, self.address) from None
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, grpc.aio.UsageError):
             raise _if_not_ours(self.address) from None
         if reply is None:  # gRPC's way to say that it could not be decoded
             raise InternalError(f"worker at {self.address} gave an answer to {method.name} that is not a reply")
@@ -98,7 +98,7 @@ class WorkerStub:
                 yield reply
         except grpc.aio.AioRpcError as error:
             raise _from_rpc(error, self.address) from None
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, grpc.aio.UsageError):
             raise _if_not_ours(self.address) from None
 
     async def close(self) -> None:
@@ -155,8 +155,8 @@ def _multicallable(channel: grpc.aio.Channel, method: Method[Any, Any]) -> Calla
 
 
 def _if_not_ours(address: str) -> BaseException:
-    """gRPC cancels the callers of a channel that is closed under them; only a task that was itself cancelled may pass
-    that on."""
+    """gRPC cancels the callers of a channel that is closed under them, and refuses calls on it afterwards; only a task
+    that was itself cancelled may pass a cancellation on."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         return asyncio.CancelledError()

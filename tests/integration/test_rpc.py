@@ -122,6 +122,8 @@ async def test_closing_the_connection_fails_the_leg_and_cancels_nobody(stub: rpc
         await stub.close()
         with pytest.raises(LegFailed):
             await waiting
+        with pytest.raises(LegFailed):  # nor does a call that comes too late raise what nobody expects
+            await stub.call(rpc.ABORT, m.Abort("r"), 5)
 
 
 async def test_a_caller_that_is_cancelled_stays_cancelled(stub: rpc.WorkerStub, echo: Echo) -> None:
