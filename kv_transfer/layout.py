@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from diptych.errors import Incompatible
 from diptych.messages import PeerHello
+from diptych.model_folder import KV_LAYOUT, ModelFolder
 from kv_transfer.hashing import HASH_SCHEME
 
 
@@ -75,7 +76,7 @@ def fingerprint(*, model: str, revision: str, dtype: str, layout: str, block_siz
         model: name of the model.
         revision: digest of its weights and configuration.
         dtype: of the KV entries.
-        layout: name and version of the order within a block, e.g. "layer-kv-token-head/1".
+        layout: name and version of the order within a block, e.g. `model_folder.KV_LAYOUT`.
         block_size: tokens.
     """
     parts = {
@@ -87,6 +88,21 @@ def fingerprint(*, model: str, revision: str, dtype: str, layout: str, block_siz
         "hash": HASH_SCHEME,
     }
     return ";".join(f"{name}={value.replace(';', ',')}" for name, value in parts.items())
+
+
+def fingerprint_of(folder: ModelFolder, name: str, dtype: str, block_size: int) -> str:
+    """The `fingerprint` of a model folder served as `name`: routers and workers must come to the same one.
+
+    Raises:
+        ValueError: a file of the folder is missing or malformed.
+    """
+    return fingerprint(
+        model=name,
+        revision=folder.fingerprint(dtype, block_size),
+        dtype=dtype,
+        layout=KV_LAYOUT,
+        block_size=block_size,
+    )
 
 
 def check_compatible(local: PeerHello, remote: PeerHello) -> None:

@@ -19,10 +19,10 @@ from diptych.config import RouterConfig
 from diptych.errors import InternalError
 from diptych.membership import MembershipWatch, connect
 from diptych.messages import RouterRecord
-from diptych.model_folder import KV_LAYOUT, ModelFolder
+from diptych.model_folder import ModelFolder
 from diptych.telemetry import Logger, make_logger, make_tracer
 from diptych.tokenizer import Tokenizer
-from kv_transfer.layout import fingerprint
+from kv_transfer.layout import fingerprint_of
 from router.bookings import Bookings
 from router.canary import Canary
 from router.fleet import Compatibility, Fleet
@@ -146,13 +146,7 @@ def _model_card(folder: ModelFolder, config: RouterConfig) -> ModelCard:
         max_context=folder.spec.max_context,
         vocab_size=folder.spec.vocab_size,
         block_size=config.block_size,
-        fingerprint=fingerprint(
-            model=name,
-            revision=folder.fingerprint(config.dtype, config.block_size),
-            dtype=config.dtype,
-            layout=KV_LAYOUT,
-            block_size=config.block_size,
-        ),
+        fingerprint=fingerprint_of(folder, name, config.dtype, config.block_size),
         created=int(time.time()),
         eos_token_ids=folder.spec.eos_token_ids,
     )

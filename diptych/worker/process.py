@@ -32,12 +32,12 @@ from diptych.engine.torch_runner import TorchRunner
 from diptych.errors import InternalError
 from diptych.membership import REDIS_ERRORS, Registration, connect, is_tombstoned, tombstone
 from diptych.messages import WorkerRecord, WorkerState
-from diptych.model_folder import KV_LAYOUT, ModelFolder
+from diptych.model_folder import ModelFolder
 from diptych.telemetry import make_logger, make_tracer
 from diptych.worker.engine_thread import EngineThread
 from diptych.worker.peers import Peers
 from diptych.worker.service import BaseService, Parts
-from kv_transfer.layout import KVLayout, fingerprint
+from kv_transfer.layout import KVLayout, fingerprint_of
 from kv_transfer.nixl_agent import NixlAgent, ucx_environment
 from kv_transfer.outcome import Arrival
 from kv_transfer.publisher import IndexPublisher
@@ -103,7 +103,7 @@ async def _make_parts(
 ) -> Parts:
     """What the service is made of; `stack` takes it apart again."""
     worker_id = f"{config.role}-{socket.gethostname()}-{uuid4().hex[:8]}"
-    identity = _fingerprint(folder, config)
+    identity = fingerprint_of(folder, config.served_model or folder.name, config.dtype, config.block_size)
     stack.push_async_callback(_bury, redis, config.cluster, worker_id)  # last: nothing of it can be in flight then
     transfers = _make_transfers(config, worker_id, identity, runner, on_arrival)
     await transfers.start()
@@ -170,16 +170,6 @@ def _limits(config: WorkerConfig, folder: ModelFolder) -> Limits:
         speculative_tokens=config.speculative_tokens,
         speculative_ngram_min=config.speculative_ngram_min,
         speculative_ngram_max=config.speculative_ngram_max,
-    )
-
-
-def _fingerprint(folder: ModelFolder, config: WorkerConfig) -> str:
-    return fingerprint(
-        model=config.served_model or folder.name,
-        revision=folder.fingerprint(config.dtype, config.block_size),
-        dtype=config.dtype,
-        layout=KV_LAYOUT,
-        block_size=config.block_size,
     )
 
 
