@@ -71,6 +71,8 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     reserve_timeout_ms: int = 30_000  # longest wait for decode blocks before 503
     max_body_bytes: int = 8 << 20
     max_choices: int = 16  # n
+    max_attempts: int = 3  # of one request; after the last failure the client gets the error
+    silence_ms: int = 3_000  # without a frame, of which a worker sends at least one a second; then it is lost
     max_queued: int = 1_024  # requests in flight at one router before 503
     canary_interval_s: float = 10.0  # idle time after which a canary goes end to end; 0: only until the first success
     membership_poll_ms: int = 250
@@ -80,6 +82,8 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         if self.remote_prefill not in ("auto", "always", "never"):
             raise ValueError(f"remote_prefill is {self.remote_prefill!r}; it is one of auto, always, never")
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts is {self.max_attempts}; it must be at least 1 (no retry)")
         for name in ("http_port", "grpc_port"):
             if not 0 <= getattr(self, name) <= 65_535:
                 raise ValueError(f"{name} is {getattr(self, name)}; a port is 0 to 65535")

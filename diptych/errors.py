@@ -12,6 +12,7 @@
     ├── LegFailed                502  a worker died or refused in the middle of a request
     │   └── Incompatible              two processes disagree on model, dtype, layout, block size or hash scheme
     ├── NoCapacity               503  carries retry_after_s
+    │   └── Draining                      this worker takes nothing new; another may
     └── DeadlineExceeded         504
 
 Messages say what, why and the fix; they never contain prompt or output text.
@@ -95,6 +96,10 @@ class NoCapacity(DiptychError):
     http_status, grpc_status, openai_type, code = 503, "UNAVAILABLE", "overloaded_error", "no_capacity"
 
 
+class Draining(NoCapacity):
+    code = "draining"
+
+
 class DeadlineExceeded(DiptychError):
     http_status, grpc_status, openai_type, code = 504, "DEADLINE_EXCEEDED", "server_error", "deadline_exceeded"
 
@@ -111,6 +116,7 @@ ALL_ERRORS: tuple[type[DiptychError], ...] = (
     LegFailed,
     Incompatible,
     NoCapacity,
+    Draining,
     DeadlineExceeded,
 )
 _BY_CODE = {error.code: error for error in ALL_ERRORS}

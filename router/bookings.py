@@ -7,8 +7,6 @@ Knows nothing about workers beyond their ids.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from router.placement import Placement
@@ -46,9 +44,8 @@ class Bookings:
     sequences: Counter[str] = field(default_factory=Counter)
     blocks: Counter[str] = field(default_factory=Counter)
 
-    @contextmanager
-    def book(self, placement: Placement, num_tokens: int, num_blocks: int) -> Iterator[Booking]:
-        """Hold a placement's capacity until the block is left, however it is left."""
+    def book(self, placement: Placement, num_tokens: int, num_blocks: int) -> Booking:
+        """Hold a placement's capacity until the booking is released."""
         computing = placement.prefill_id or placement.decode_id
         booking = Booking(
             self, computing, placement.decode_id, max(1, num_tokens - placement.predicted_cached), num_blocks
@@ -56,10 +53,7 @@ class Bookings:
         self.tokens[computing] += booking.tokens
         self.sequences[placement.decode_id] += 1
         self.blocks[placement.decode_id] += num_blocks
-        try:
-            yield booking
-        finally:
-            booking.release()
+        return booking
 
     def forget_zeros(self) -> None:
         for counter in (self.tokens, self.sequences, self.blocks):

@@ -35,9 +35,10 @@ class Compatibility:
 
 
 class Fleet:
-    def __init__(self, router_id: str, compatibility: Compatibility, log: Logger) -> None:
+    def __init__(self, router_id: str, compatibility: Compatibility, silence_s: float, log: Logger) -> None:
         self._router_id = router_id
         self._compatibility = compatibility
+        self._silence_s = silence_s
         self._log = log
         self._links: dict[str, WorkerLink] = {}
         self._refused: dict[str, str] = {}  # worker id: reason, for /health
@@ -56,7 +57,9 @@ class Fleet:
             self._refused[record.worker_id] = reason
         else:
             self._log.info("worker_joined", worker=record.worker_id, role=record.role.value)
-            self._links[record.worker_id] = WorkerLink(record, self._router_id, self._link_changed, self._log)
+            self._links[record.worker_id] = WorkerLink(
+                record, self._router_id, self._silence_s, self._link_changed, self._log
+            )
         self.changed.set()
 
     def left(self, worker_id: str) -> None:

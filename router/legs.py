@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from diptych.errors import DeadlineExceeded
 from diptych.messages import Update
 from router.bookings import Booking
 from router.mailbox import Mailbox
+from router.placement import Pair
 from router.worker_link import WorkerLink
+
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -22,8 +26,26 @@ class Legs:
     mailbox: Mailbox
     booking: Booking
     decoding: bool = False  # tokens have come from decode
+    calling: str = ""  # the worker that is being asked to take the request
+
+    @property
+    def pair(self) -> Pair:
+        return (self.prefill.record.worker_id if self.prefill else "", self.decode.record.worker_id)
+
+    @property
+    def lost(self) -> set[str]:
+        """The workers whose connection is gone."""
+        return {link.record.worker_id for link in (self.decode, self.prefill) if link and not link.connected}
+
+    async def ask(self, link: WorkerLink, call: Coroutine[Any, Any, Result]) -> Result:
+        """A call to one of the two, ended when the request fails meanwhile (see `Mailbox.during`)."""
+        self.calling = link.record.worker_id
+        result = await self.mailbox.during(call)
+        self.calling = ""
+        return result
 
     def observe(self, update: Update) -> None:
+        self.booking.prefilled()
         self.decoding = self.decoding or update.position > 0
 
     def release(self) -> None:

@@ -9,24 +9,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
 
 import msgspec
 from opentelemetry.trace import Tracer
 
-from diptych.errors import Cancelled, DeadlineExceeded, DiptychError, InternalError, NoCapacity
+from diptych.errors import Cancelled, DeadlineExceeded, DiptychError, Draining, InternalError, LegFailed, NoCapacity
 from diptych.messages import Reserve, Start, Submission, Ticket, Update, WorkerRecord
 from diptych.spans import end_span, start_span, traceparent_of
+from diptych.telemetry import Logger
 from kv_transfer.hashing import block_hashes, hash_key
-from router.bookings import Booking, Bookings
+from router.attempts import Attempts, Given
+from router.bookings import Bookings
 from router.fleet import Fleet
 from router.legs import Legs, open_legs
 from router.mailbox import Mailbox
 from router.placement import Placement, PromptView, place
 from router.prefix_index import PrefixIndex
 from router.requests import Report, TokenRequest
+from router.suspects import Suspects
 
 RETRY_AFTER_S = 1.0
 GUESS_LASTS_S = 5.0  # a just-placed prefix counts as cached until the worker's own event says so
@@ -42,6 +45,7 @@ class Limits:
     remote_prefill: str
     reserve_timeout_ms: int
     max_queued: int
+    max_attempts: int
 
 
 class Router:
@@ -55,6 +59,7 @@ class Router:
         index: PrefixIndex,
         bookings: Bookings,
         tracer: Tracer,
+        log: Logger,
         on_end: Callable[[TokenRequest, DiptychError | None], None],
     ) -> None:
         self._router_id = router_id
@@ -63,6 +68,8 @@ class Router:
         self._index = index
         self._bookings = bookings
         self._tracer = tracer
+        self._log = log
+        self._suspects = Suspects()
         self._on_end = on_end
         self._turn = 0
         self.num_running = 0
@@ -70,26 +77,19 @@ class Router:
     async def generate(self, request: TokenRequest, report: Report) -> AsyncGenerator[Update, None]:
         """Run one request from placement to its last token (see `requests.Core.generate`)."""
         deadline = asyncio.get_running_loop().time() + request.deadline_ms / 1e3
-        mailbox = Mailbox(request.sampling.n)
+        given, attempts = Given(request.sampling.n), Attempts(self._limits.max_attempts)
         with self._ending(request, report) as traceparent:
             hashes = self._hash(request)
-            placement = self._place(request, hashes, report)
-            with (
-                self._book(placement, request) as booking,
-                open_legs(self._legs(placement, request, mailbox, booking), deadline) as legs,
-            ):
-                submission = self._submission(legs, request, deadline, traceparent)
-                if legs.prefill is None:
-                    await mailbox.during(legs.decode.start(Start(submission=submission), _left_s(deadline)))
-                else:
-                    ticket = await mailbox.during(self._reserve(legs, legs.prefill.record, submission, report))
-                    start = Start(submission=_at(submission, deadline), ticket=ticket)
-                    await mailbox.during(legs.prefill.start(start, _left_s(deadline)))
-                while not mailbox.done:
-                    update = await mailbox.next(deadline)
-                    legs.observe(update)
-                    _note(report, update, booking)
-                    yield update
+            while not given.done:
+                legs = self._legs(request, self._place(request, hashes, attempts, report))
+                with self._retrying(attempts, legs), open_legs(legs, deadline):
+                    await self._begin(legs, self._submission(legs, request, deadline, traceparent), deadline, report)
+                    while not given.done:
+                        update = await legs.mailbox.next(deadline)
+                        legs.observe(update)
+                        if (news := given.take(update)) is not None:
+                            _note(report, news)
+                            yield news
 
     @contextmanager
     def _ending(self, request: TokenRequest, report: Report) -> Iterator[str]:
@@ -118,7 +118,22 @@ class Router:
         key = hash_key(self._limits.fingerprint, request.cache_scope)
         return block_hashes(key, request.prompt, self._limits.block_size)
 
-    def _place(self, request: TokenRequest, hashes: list[bytes], report: Report) -> Placement:
+    @contextmanager
+    def _retrying(self, attempts: Attempts, legs: Legs) -> Iterator[None]:
+        """Let a failure pass that another attempt may mend; raise any other."""
+        try:
+            yield
+        except (LegFailed, Draining) as error:
+            attempts.failed(error, legs.pair, legs.calling, legs.lost)
+            if legs.prefill and not legs.lost and isinstance(error, LegFailed):
+                self._suspects.suspect(legs.pair, time.monotonic())
+            self._log.info(
+                "attempt_failed", attempt=legs.request_id, code=error.code, pair=legs.pair, lost=sorted(legs.lost)
+            )
+        else:
+            self._suspects.trust(legs.pair)
+
+    def _place(self, request: TokenRequest, hashes: list[bytes], attempts: Attempts, report: Report) -> Placement:
         """Choose a pair from what the index and the workers say right now; note what was believed."""
         now = time.monotonic()
         usable = hashes[: (len(request.prompt) - 1) // self._limits.block_size]  # one token is always computed
@@ -127,23 +142,36 @@ class Router:
             len(request.prompt), self._num_blocks(len(request.prompt)), self._limits.block_bytes, request.canary
         )
         self._turn += 1
-        placement = place(prompt, views, self._limits.remote_prefill, self._turn)
+        avoid = attempts.avoid if request.canary else attempts.avoid | self._suspects.avoid(now)
+        try:
+            placement = place(prompt, views, self._limits.remote_prefill, self._turn, avoid)
+        except NoCapacity as error:
+            raise attempts.error or error from None  # what failed says more than that nobody else is there
         for worker_id in filter(None, (placement.prefill_id, placement.decode_id)):
             self._index.guess(worker_id, hashes, now + GUESS_LASTS_S)
-        report.prefill_id, report.decode_id = placement.prefill_id, placement.decode_id
-        report.reason, report.expected_ms = placement.reason, placement.expected_ms
-        report.predicted_cached = placement.predicted_cached
-        report.marks["placed"] = now
+        report.placed(placement, attempts.num_failed, now)
         return placement
 
-    def _book(self, placement: Placement, request: TokenRequest) -> AbstractContextManager[Booking]:
+    def _legs(self, request: TokenRequest, placement: Placement) -> Legs:
+        """
+        Raises:
+            LegFailed: a worker left between the choice and now.
+        """
         num_tokens = len(request.prompt)
-        return self._bookings.book(placement, num_tokens, self._num_blocks(num_tokens))
-
-    def _legs(self, placement: Placement, request: TokenRequest, mailbox: Mailbox, booking: Booking) -> Legs:
         prefill = self._fleet.link(placement.prefill_id) if placement.prefill_id else None
+        decode = self._fleet.link(placement.decode_id)
+        booking = self._bookings.book(placement, num_tokens, self._num_blocks(num_tokens))
         attempt_id = f"{request.request_id}:{uuid4().hex[:12]}"
-        return Legs(attempt_id, self._fleet.link(placement.decode_id), prefill, mailbox, booking)
+        return Legs(attempt_id, decode, prefill, Mailbox(request.sampling.n), booking)
+
+    async def _begin(self, legs: Legs, submission: Submission, deadline: float, report: Report) -> None:
+        """Hand the request to its workers: decode's blocks first, then prefill's work."""
+        if legs.prefill is None:
+            await legs.ask(legs.decode, legs.decode.start(Start(submission=submission), _left_s(deadline)))
+            return
+        ticket = await legs.ask(legs.decode, self._reserve(legs, legs.prefill.record, submission, report))
+        start = Start(submission=_at(submission, deadline), ticket=ticket)
+        await legs.ask(legs.prefill, legs.prefill.start(start, _left_s(deadline)))
 
     def _submission(self, legs: Legs, request: TokenRequest, deadline: float, traceparent: str) -> Submission:
         return Submission(
@@ -199,12 +227,11 @@ def _at(submission: Submission, deadline: float) -> Submission:
     return msgspec.structs.replace(submission, remaining_ms=_left_ms(deadline))
 
 
-def _note(report: Report, update: Update, booking: Booking) -> None:
-    """Keep what the report and the bookings need from an update."""
+def _note(report: Report, update: Update) -> None:
+    """Keep what the report needs from an update."""
     now = time.monotonic()
     if not report.num_tokens:
         report.marks["first_token"] = now
-        booking.prefilled()
     report.num_tokens += len(update.token_ids)
     report.marks["last_token"] = now
     if update.stats is not None and update.position == 0:

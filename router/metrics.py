@@ -56,6 +56,7 @@ class RequestMetrics:
 
         outcomes = counter("diptych_requests", "Requests that ended, by outcome.", "code")
         self._outcomes = {code: outcomes.labels(model, code) for code in OUTCOMES}
+        self._retries = counter("diptych_retries", "Attempts after a request had failed on a worker.").labels(model)
         self._success = counter("vllm:request_success", "Choices that were completed.", "finished_reason")
         paths = counter("diptych_requests_placed", "Requests by where their prompt was computed.", "path")
         self._paths = {path: paths.labels(model, path) for path in ("remote", "local")}
@@ -88,6 +89,7 @@ class RequestMetrics:
         if record.canary:
             return
         self._outcomes[record.outcome].inc()
+        self._retries.inc(record.report.num_retries)
         self._generation_tokens.inc(record.completion_tokens)
         if record.outcome != OK:
             return

@@ -44,6 +44,23 @@ class PromptView:
     force_remote: bool = False  # a canary proves the whole path
 
 
+Pair = tuple[str, str]  # (prefill id, "" where decode computes the prompt itself; decode id)
+
+
+@dataclass(frozen=True, slots=True)
+class Avoid:
+    """Where a request is not placed: it failed there before, or the link between the two is suspect."""
+
+    workers: frozenset[str] = frozenset()
+    pairs: frozenset[Pair] = frozenset()
+
+    def __or__(self, other: Avoid) -> Avoid:
+        return Avoid(self.workers | other.workers, self.pairs | other.pairs)
+
+
+NOTHING = Avoid()
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     prefill_id: str  # empty: decode computes the prompt itself
@@ -53,7 +70,9 @@ class Placement:
     reason: str
 
 
-def place(prompt: PromptView, workers: Iterable[WorkerView], remote_prefill: str, turn: int) -> Placement:
+def place(
+    prompt: PromptView, workers: Iterable[WorkerView], remote_prefill: str, turn: int, avoid: Avoid = NOTHING
+) -> Placement:
     """Choose the pair for one prompt.
 
     Args:
@@ -63,36 +82,48 @@ def place(prompt: PromptView, workers: Iterable[WorkerView], remote_prefill: str
     Raises:
         NoCapacity: no worker can take it now.
     """
-    views = list(workers)
+    views = [view for view in workers if view.worker_id not in avoid.workers]
     prefills = _rotate([view for view in views if view.role is Role.PREFILL], turn)
     decodes = _rotate([view for view in views if view.role is Role.DECODE], turn)
     if not decodes:
         raise NoCapacity(
             "no decode worker is ready; start one, or retry when one has joined", retry_after_s=RETRY_AFTER_S
         )
-    if not prefills and remote_prefill == "always":
-        raise NoCapacity(
-            "no prefill worker is ready and remote_prefill is 'always'; start one, or use 'auto'",
-            retry_after_s=RETRY_AFTER_S,
-        )
     rates = _Rates(views)
-    decode = min(decodes, key=lambda view: _decode_cost(prompt, view, rates))
-    prefill = min(prefills, key=lambda view: _prefill_ms(prompt, view, rates), default=None)
-    local = min(decodes, key=lambda view: (not _fits(prompt, view), _prefill_ms(prompt, view, rates)))
-    why_local = _why_local(prompt, prefill, local, rates, remote_prefill)
-    if prefill is None or why_local:
+    pairs = [(p, d) for p in prefills for d in decodes if (p.worker_id, d.worker_id) not in avoid.pairs]
+    pair = min(pairs, key=lambda pair: _pair_cost(prompt, pair[0], pair[1], rates), default=None)
+    able = [view for view in decodes if ("", view.worker_id) not in avoid.pairs]
+    local = min(able, key=lambda view: (not _fits(prompt, view), _prefill_ms(prompt, view, rates)), default=None)
+    if pair is None and (local is None or remote_prefill == "always"):
+        raise NoCapacity(_why_nowhere(prefills), retry_after_s=RETRY_AFTER_S)
+    why_local = "" if local is None else _why_local(prompt, pair, local, rates, remote_prefill)
+    if pair is None or why_local:
+        assert local is not None
+        why_local = "transfer_suspect" if pair is None and prefills else why_local
         return Placement("", local.worker_id, _prefill_ms(prompt, local, rates), local.matched_tokens, why_local)
+    prefill, decode = pair
     return Placement(
         prefill.worker_id, decode.worker_id, _prefill_ms(prompt, prefill, rates), prefill.matched_tokens, "remote"
     )
 
 
+def _why_nowhere(prefills: Sequence[WorkerView]) -> str:
+    if prefills:
+        return "every pair of workers has failed this request or is suspect; retry later"
+    return "no prefill worker is ready and remote_prefill is 'always'; start one, or use 'auto'"
+
+
 def _why_local(
-    prompt: PromptView, prefill: WorkerView | None, decode: WorkerView, rates: _Rates, remote_prefill: str
+    prompt: PromptView,
+    pair: tuple[WorkerView, WorkerView] | None,
+    decode: WorkerView,
+    rates: _Rates,
+    remote_prefill: str,
 ) -> str:
-    """The reason to compute the prompt on the decode worker, or "" to use the prefill worker."""
-    if prefill is None:
+    """The reason to compute the prompt on the decode worker, or "" to use the pair."""
+    if pair is None:
         return "no_prefill_worker"
+    prefill, _ = pair
     if remote_prefill == "never":
         return "configured"
     if prompt.force_remote or remote_prefill == "always" or not _fits(prompt, decode):
@@ -120,6 +151,10 @@ def _prefill_ms(prompt: PromptView, view: WorkerView, rates: _Rates) -> float:
     """Queue plus computation of what this worker has not cached. At least one token is always computed."""
     uncached = max(1, prompt.num_tokens - view.matched_tokens)
     return 1e3 * (view.queued_prefill_tokens + uncached) / rates.prefill(view)
+
+
+def _pair_cost(prompt: PromptView, prefill: WorkerView, decode: WorkerView, rates: _Rates) -> tuple[float, ...]:
+    return (_prefill_ms(prompt, prefill, rates), *_decode_cost(prompt, decode, rates))
 
 
 def _decode_cost(prompt: PromptView, view: WorkerView, rates: _Rates) -> tuple[bool, int, float]:

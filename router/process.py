@@ -58,7 +58,7 @@ async def run(config: RouterConfig, started: Callable[[RouterRecord], None], sto
         tracer = make_tracer("diptych-router", config.otlp_endpoint)
         stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
         index, bookings = PrefixIndex(), Bookings()
-        fleet = Fleet(router_id, Compatibility(model.fingerprint, config.block_size), log)
+        fleet = Fleet(router_id, Compatibility(model.fingerprint, config.block_size), config.silence_ms / 1e3, log)
         stack.push_async_callback(fleet.close)
         watch = MembershipWatch(redis, config.cluster, config.membership_poll_ms, config.lease_ms)
         reader = IndexReader(redis, config.cluster, index)
@@ -76,7 +76,7 @@ async def run(config: RouterConfig, started: Callable[[RouterRecord], None], sto
             degraded=lambda: [reason for reason in (watch.degraded, reader.degraded) if reason],
         )
         limits = _limits(folder, model, config)
-        core = Router(router_id, limits, fleet, index, bookings, tracer, canary.ended)
+        core = Router(router_id, limits, fleet, index, bookings, tracer, log, canary.ended)
         failures: list[BaseException] = []
 
         def fail(error: BaseException) -> None:
@@ -160,6 +160,7 @@ def _limits(folder: ModelFolder, model: ModelCard, config: RouterConfig) -> Limi
         remote_prefill=config.remote_prefill,
         reserve_timeout_ms=config.reserve_timeout_ms,
         max_queued=config.max_queued,
+        max_attempts=config.max_attempts,
     )
 
 

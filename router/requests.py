@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from diptych.messages import LegStats, SamplingParams, Update
+from router.placement import Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,18 @@ class Report:
     predicted_cached: int = 0  # prompt tokens the index believed to be cached where the prompt is computed
     prefill: LegStats | None = None  # the leg that computed the prompt
     decode: LegStats | None = None  # the leg that received KV; None when decode computed the prompt itself
+    num_retries: int = 0  # attempts that failed before the one that is told of here
     num_tokens: int = 0  # generated, over all choices
     # Monotonic seconds: arrived, placed, reserved, first_token, last_token, ended; those that were reached.
     marks: dict[str, float] = field(default_factory=dict)
+
+    def placed(self, placement: Placement, num_retries: int, now: float) -> None:
+        """Note where an attempt goes; `now` in monotonic seconds."""
+        self.prefill_id, self.decode_id = placement.prefill_id, placement.decode_id
+        self.reason, self.expected_ms = placement.reason, placement.expected_ms
+        self.predicted_cached = placement.predicted_cached
+        self.num_retries = num_retries
+        self.marks["placed"] = now
 
     @property
     def cached_tokens(self) -> int:
@@ -56,6 +66,7 @@ class Report:
             "diptych.decode": self.decode_id,
             "diptych.placement": self.reason,
             "diptych.expected_ms": self.expected_ms,
+            "diptych.retries": self.num_retries,
         }
 
 

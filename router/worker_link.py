@@ -19,18 +19,23 @@ from router.mailbox import Mailbox
 ABORT_TIMEOUT_S = 2.0
 ABORT_ATTEMPTS = 3  # after that the worker's own deadline releases the request
 RECONNECT_S = 0.2
-# A worker sends at least one frame a second. Longer silence means it is stopped, stuck or cut off.
-SILENCE_S = 5.0
 
 
 class WorkerLink:
     """Made when membership first shows a worker; closed when it goes."""
 
-    def __init__(self, record: WorkerRecord, router_id: str, on_change: Callable[[], None], log: Logger) -> None:
+    def __init__(
+        self, record: WorkerRecord, router_id: str, silence_s: float, on_change: Callable[[], None], log: Logger
+    ) -> None:
+        """
+        Args:
+            silence_s: without a frame, after which the worker counts as stopped, stuck or cut off.
+        """
         self.record = record
         self.stats = WorkerStats()
         self.connected = False
         self._router_id = router_id
+        self._silence_s = silence_s
         self._on_change = on_change
         self._log = log
         self._stub = rpc.WorkerStub(record.address)
@@ -84,7 +89,7 @@ class WorkerLink:
             except DiptychError as broken:
                 error = broken
             except TimeoutError:
-                error = LegFailed(f"{self.record.worker_id} has been silent for {SILENCE_S:g} s")
+                error = LegFailed(f"{self.record.worker_id} has been silent for {self._silence_s:g} s")
             except Exception as bug:
                 self._log.error("frame_reader_failed", worker=self.record.worker_id, exc_info=bug)
                 error = InternalError("the router failed on a worker's frames; its log has the place")
@@ -96,7 +101,7 @@ class WorkerLink:
         frames = self._stub.stream(rpc.FRAMES, Subscribe(self._router_id))
         async with contextlib.aclosing(frames):
             while True:
-                async with asyncio.timeout(SILENCE_S):
+                async with asyncio.timeout(self._silence_s):
                     frame = await anext(frames, None)
                 if frame is None:
                     return

@@ -20,7 +20,7 @@ from opentelemetry.trace import Tracer
 from diptych import messages as m
 from diptych.config import WorkerConfig
 from diptych.engine.interface import EngineRequest, Kind, ReadyBlocks, Reservation, StepOutcome
-from diptych.errors import BadRequest, DiptychError, NoCapacity, from_wire
+from diptych.errors import BadRequest, DiptychError, Draining, from_wire
 from diptych.spans import Attributes, record_span
 from diptych.telemetry import Logger
 from diptych.worker.engine_thread import EngineThread
@@ -140,11 +140,11 @@ class BaseService(ABC):
     def _open(self, submission: m.Submission) -> Entry:
         """
         Raises:
-            NoCapacity: draining.
+            Draining: it takes nothing new.
             LegFailed: a used id, or nobody to send the tokens to.
         """
         if self.draining:
-            raise NoCapacity(f"{self._parts.worker_id} is draining; use another worker", retry_after_s=RETRY_AFTER_S)
+            raise Draining(f"{self._parts.worker_id} is draining; use another worker", retry_after_s=RETRY_AFTER_S)
         self.outbox.require(submission.router_id)
         return self._requests.open(submission)
 
@@ -219,7 +219,7 @@ class BaseService(ABC):
                     await asyncio.wait(self._tasks)
         except TimeoutError:
             for entry in self._requests.all():
-                self._end_with(entry, NoCapacity("the worker is shutting down; retry", retry_after_s=RETRY_AFTER_S))
+                self._end_with(entry, Draining("the worker is shutting down; retry", retry_after_s=RETRY_AFTER_S))
         self.outbox.close()
 
     async def close(self) -> None:

@@ -1,5 +1,6 @@
-"""A process dies or stops answering: its requests end with a definite error, nobody hangs, the others' blocks come
-back, and the cluster serves again once a replacement is there."""
+"""A process dies or stops answering: what it did is done again by others, with the same tokens; where there are no
+others its requests end with a definite error. Nobody hangs, the others' blocks come back, and the cluster serves again
+once a replacement is there."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from diptych.membership import connect, tombstone
 from diptych.messages import Role, WorkerRecord
 
 ERROR_WITHIN_S = 2.0  # of a kill
-STOPPED_ERROR_WITHIN_S = 7.0  # of a stop: the router calls a worker lost after 5 s of silence
+STOPPED_ERROR_WITHIN_S = 5.0  # of a stop: the router calls a worker lost after 3 s of silence
+AGAIN_WITHIN_S = 60.0  # a long prompt computed a second time
 LONG_PROMPT, LONG_ANSWER = 6000, 2000  # tokens: seconds of prefill and of decode
 COMPLETIONS = "/v1/completions"
 SLOW_PREFILL = {Role.PREFILL: {"max_batch_tokens": 4}}  # many steps for a long prompt
@@ -51,7 +53,8 @@ async def deaths(
 ) -> AsyncIterator[ProcessCluster]:
     """Its router lives through everything that happens here."""
     logs = tmp_path_factory.mktemp("logs")
-    async with ProcessCluster(model, valkey_url, logs, by_role=SLOW_PREFILL) as cluster:
+    room = {"kv_cache_bytes": 32 << 20}  # for long prompts beside the quarantined blocks of others
+    async with ProcessCluster(model, valkey_url, logs, worker=room, by_role=SLOW_PREFILL) as cluster:
         yield cluster
 
 
@@ -161,6 +164,7 @@ async def until_computing(cluster: ProcessCluster, num_requests: int = 1) -> Non
 
 
 async def test_prefill_killed_while_it_computes(cluster: ProcessCluster, reference: Reference, reap: Reap) -> None:
+    """The clients notice nothing: decode computes the prompts itself."""
     prefill, decode = the(cluster, Role.PREFILL), the(cluster, Role.DECODE)
     requests = [
         ask(cluster, random_prompt(LONG_PROMPT, seed=1), 8),
@@ -168,9 +172,11 @@ async def test_prefill_killed_while_it_computes(cluster: ProcessCluster, referen
     ]
     await until_computing(cluster, num_requests=2)
     await cluster.kill(prefill)
-    async with asyncio.timeout(ERROR_WITHIN_S):
-        for request in requests:
-            assert_leg_failed(await request)
+    async with asyncio.timeout(AGAIN_WITHIN_S):
+        await asyncio.gather(*requests)
+        whole, _streamed = (request.result() for request in requests)
+    assert whole.json()["choices"][0]["token_ids"] == reference.tokens(random_prompt(LONG_PROMPT, seed=1), 8)
+    assert all(request.result().status_code == 200 for request in requests)
 
     # Nobody knows yet that it is dead rather than cut off: what it may be writing to is not given to others.
     promised = 2 * LONG_PROMPT // BLOCK
@@ -239,12 +245,12 @@ async def test_decode_killed_while_prefill_computes_for_it(cluster: ProcessClust
 
 
 async def test_idle_prefill_killed(cluster: ProcessCluster, reference: Reference) -> None:
-    """Decode computes the prompts itself. A request that comes before the death is noticed may fail, but ends."""
+    """Decode computes the prompts itself, also for a request that comes before the death is noticed."""
     await assert_serves(cluster, reference, "remote", seed=30)
     await cluster.kill(the(cluster, Role.PREFILL))
     async with asyncio.timeout(ERROR_WITHIN_S):
         first = await cluster.http.post(COMPLETIONS, json=body(random_prompt(70, seed=31), 8))
-    assert first.status_code in (200, 502), first.text
+    assert first.status_code == 200, first.text
 
     async def noticed() -> bool:
         return (await cluster.health())["details"]["prefill_workers"] == 0
@@ -286,30 +292,24 @@ def assert_no_capacity(answer: httpx.Response) -> None:
     assert int(answer.headers["retry-after"]) >= 1
 
 
-async def test_the_other_pair_goes_on(cluster: ProcessCluster, reference: Reference, reap: Reap) -> None:
-    """Of two workers of each role one is killed: only its own requests end."""
-    await asyncio.gather(*map(cluster.start_worker, Role))
+async def test_another_decode_worker_goes_on(cluster: ProcessCluster, reference: Reference, reap: Reap) -> None:
+    """Of two decode workers one is killed in mid-stream: every stream goes on, and no token is lost or comes twice."""
+    await cluster.start_worker(Role.DECODE)
     await cluster.wait_healthy()
     prompts = [random_prompt(60, seed=50 + i) for i in range(6)]
-    streams = [Stream(cluster.http, prompt, 600) for prompt in prompts]
+    streams = [Stream(cluster.http, prompt, 400) for prompt in prompts]
     for stream in streams:
         await until(lambda stream=stream: stream.has(5), "every stream has five tokens")
     victim, survivor = cluster.of_role(Role.DECODE)
     assert (await cluster.stats(survivor)).num_running > 0
     assert (await cluster.stats(victim)).num_running > 0
     await cluster.kill(victim)
-    await cluster.kill(cluster.of_role(Role.PREFILL)[0])
     await asyncio.gather(*(stream.task for stream in streams))
-    whole = [stream for stream in streams if stream.events[-1] == DONE]
-    broken = [stream for stream in streams if "error" in stream.events[-1]]
-    assert len(whole) + len(broken) == len(streams)
-    assert len(whole) >= 2
-    assert len(broken) >= 2
     for prompt, stream in zip(prompts, streams, strict=True):
-        assert stream.tokens[:200] == reference.tokens(prompt, 200)[: len(stream.tokens)]
-    assert all(len(stream.tokens) == 600 for stream in whole)
+        assert stream.events[-1] == DONE
+        assert stream.tokens == reference.tokens(prompt, 400)
     await assert_serves(cluster, reference, "remote", seed=60)
-    await reap()  # prefill may have died over a canary
+    await reap()
     await cluster.wait_quiet()
 
 
@@ -367,7 +367,8 @@ async def test_both_workers_stopped(cluster: ProcessCluster, reference: Referenc
     try:
         async with asyncio.timeout(STOPPED_ERROR_WITHIN_S):
             await stream.task
-            assert_leg_failed(await request)
+            answer = await request  # lost with prefill, given to decode before that was known to be lost as well
+        assert answer.json()["error"]["code"] in ("leg_failed", "internal_error")
         assert stream.events[-1]["error"]["code"] == "leg_failed"
         assert_no_capacity(await cluster.http.post(COMPLETIONS, json=body(random_prompt(20, seed=92), 8)))
     finally:
@@ -385,13 +386,15 @@ async def test_stopped_worker(
     model: Path, valkey_url: str, tmp_path: Path, reference: Reference, role: Role, lease_ms: int
 ) -> None:
     """Whether its lease ends or not: its requests end with a definite error, and the other worker does what it can."""
-    lease = {"lease_ms": lease_ms}
-    async with ProcessCluster(model, valkey_url, tmp_path, worker=lease, by_role=SLOW_PREFILL, router=lease) as cluster:
+    lease, room = {"lease_ms": lease_ms}, {"kv_cache_bytes": 32 << 20}
+    async with ProcessCluster(
+        model, valkey_url, tmp_path, worker=lease | room, by_role=SLOW_PREFILL, router=lease
+    ) as cluster:
         await assert_stop_is_survived(cluster, reference, role)
 
 
 async def assert_stop_is_survived(cluster: ProcessCluster, reference: Reference, role: Role) -> None:
-    """Its requests end with a definite error; when it wakes up it holds nothing for them and serves again."""
+    """Decode does prefill's work; without decode there is a definite error. Whoever wakes up holds nothing any more."""
     worker, seed = the(cluster, role), 100
     if role is Role.PREFILL:
         request = ask(cluster, random_prompt(LONG_PROMPT, seed), 8)
@@ -401,14 +404,16 @@ async def assert_stop_is_survived(cluster: ProcessCluster, reference: Reference,
         await until(lambda: stream.has(5), "the stream has five tokens")
     worker.signal(signal.SIGSTOP)
     try:
-        async with asyncio.timeout(STOPPED_ERROR_WITHIN_S):
-            if role is Role.PREFILL:
-                assert_leg_failed(await request)
-                await assert_serves(cluster, reference, "no_prefill_worker", seed + 1)
-            else:
+        if role is Role.PREFILL:
+            async with asyncio.timeout(AGAIN_WITHIN_S):
+                answer = await request
+            assert answer.json()["choices"][0]["token_ids"] == reference.tokens(random_prompt(LONG_PROMPT, seed), 8)
+            await assert_serves(cluster, reference, "no_prefill_worker", seed + 1)
+        else:
+            async with asyncio.timeout(STOPPED_ERROR_WITHIN_S):
                 await stream.task
-                assert stream.events[-1]["error"]["code"] == "leg_failed"
-                assert_no_capacity(await cluster.http.post(COMPLETIONS, json=body(random_prompt(20, seed + 1), 8)))
+            assert stream.events[-1]["error"]["code"] == "leg_failed"
+            assert_no_capacity(await cluster.http.post(COMPLETIONS, json=body(random_prompt(20, seed + 1), 8)))
     finally:
         worker.signal(signal.SIGCONT)
     await cluster.wait_healthy()

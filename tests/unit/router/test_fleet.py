@@ -18,7 +18,7 @@ from router.fleet import Compatibility, Fleet
 class Link:
     """A link whose frame stream the test switches on and off."""
 
-    def __init__(self, record: WorkerRecord, router_id: str, on_change: Any, log: Any) -> None:
+    def __init__(self, record: WorkerRecord, router_id: str, silence_s: float, on_change: Any, log: Any) -> None:
         self.record, self._on_change = record, on_change
         self.connected, self.closed = True, False
         self.stats = WorkerStats(blocks_free=8)
@@ -35,7 +35,7 @@ class Link:
 @pytest.fixture
 def fleet(monkeypatch: pytest.MonkeyPatch) -> Fleet:
     monkeypatch.setattr(router.fleet, "WorkerLink", Link)
-    return Fleet("router-1", Compatibility("fp", 16), make_logger("test", stream=io.StringIO()))
+    return Fleet("router-1", Compatibility("fp", 16), 3.0, make_logger("test", stream=io.StringIO()))
 
 
 def record(worker_id: str = "decode-1", **changes: Any) -> WorkerRecord:

@@ -4,7 +4,7 @@ import pytest
 
 from diptych.errors import NoCapacity
 from diptych.messages import Role
-from router.placement import Placement, PromptView, WorkerView, place
+from router.placement import Avoid, Placement, PromptView, WorkerView, place
 
 PROMPT = PromptView(num_tokens=160, num_blocks=10, block_bytes=737_280)
 
@@ -100,3 +100,26 @@ def test_nowhere_to_go_is_said_with_a_time_to_retry() -> None:
     assert caught.value.retry_after_s
     with pytest.raises(NoCapacity, match="no prefill worker"):
         choose(decode("d"), remote="always")
+
+
+def test_a_failed_pair_is_passed_over_for_the_next_best() -> None:
+    fleet = [prefill("p1"), prefill("p2", queued_prefill_tokens=50), decode("d1"), decode("d2", num_running=3)]
+    assert pair_of(place(PROMPT, fleet, "auto", 0)) == ("p1", "d1")
+    avoid = Avoid(pairs=frozenset({("p1", "d1")}))
+    assert pair_of(place(PROMPT, fleet, "auto", 0, avoid)) == ("p1", "d2")
+    avoid = Avoid(frozenset({"p1"}))
+    assert pair_of(place(PROMPT, fleet, "auto", 0, avoid)) == ("p2", "d1")
+
+
+def test_where_every_pair_failed_decode_computes_the_prompt_itself() -> None:
+    fleet = [prefill("p"), decode("d")]
+    avoid = Avoid(pairs=frozenset({("p", "d")}))
+    placed = place(PROMPT, fleet, "auto", 0, avoid)
+    assert (pair_of(placed), placed.reason) == (("", "d"), "transfer_suspect")
+    for mode, also in (("always", frozenset()), ("auto", frozenset({("", "d")}))):
+        with pytest.raises(NoCapacity, match="every pair"):
+            place(PROMPT, fleet, mode, 0, avoid | Avoid(pairs=also))
+
+
+def pair_of(placement: Placement) -> tuple[str, str]:
+    return placement.prefill_id, placement.decode_id
