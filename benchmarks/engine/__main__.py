@@ -18,7 +18,7 @@ import torch
 from benchmarks.engine.machine import Machine
 from benchmarks.engine.ours import BLOCK_SIZE, Ours
 from benchmarks.engine.overhead import OverheadProbe
-from benchmarks.engine.peers import Peer, PeerError, installed
+from benchmarks.engine.peers import MODULES, Peer, PeerError, installed
 from benchmarks.engine.report import Round, summary, table
 from benchmarks.engine.workload import BATCHES, CONTEXT, PREFILL_LENGTHS, Measured
 from benchmarks.record import record
@@ -39,7 +39,7 @@ def main() -> None:
     )
     _say(f"{folder.path}: {runner.attention_name}, {args.threads} thread(s)")
     ours, probe, machine = Ours(runner, folder.spec.max_context), OverheadProbe(folder, capacity), Machine()
-    peers = _start_peers(args.peers, folder.path, args.gguf, args.threads)
+    peers = _start_peers(args, folder.path)
     try:
         _rates(ours)  # warm
         rounds = [_round(index, ours, probe, machine, peers) for index in range(args.rounds)]
@@ -59,21 +59,22 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="a Hugging Face folder")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3, help="turns of everybody; medians are reported")
-    parser.add_argument("--peers", nargs="*", choices=installed(), default=installed(), help="default: the installed")
+    parser.add_argument("--peers", nargs="*", choices=list(MODULES), help="default: the installed")
+    parser.add_argument("--peers-python", default=sys.executable, help="the interpreter that has the peers installed")
     parser.add_argument("--gguf", type=Path, help="the same model for llama.cpp; without it llama.cpp is left out")
     parser.add_argument("--record", action="store_true", help="keep the result in benchmarks/results")
     return parser.parse_args()
 
 
-def _start_peers(names: Sequence[str], folder: Path, gguf: Path | None, threads: int) -> list[Peer]:
+def _start_peers(args: argparse.Namespace, folder: Path) -> list[Peer]:
     peers = []
-    for name in names:
-        model = gguf if name == "llama_cpp" else folder
+    for name in installed(args.peers_python) if args.peers is None else args.peers:
+        model = args.gguf if name == "llama_cpp" else folder
         if model is None:
             _say(f"{name} is installed but left out: give its model with --gguf")
             continue
         try:
-            peers.append(Peer(name, model, threads))
+            peers.append(Peer(name, model, args.threads, args.peers_python))
         except PeerError as error:
             _say(f"{name} is left out: {error}")
     return peers

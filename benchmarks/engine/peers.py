@@ -1,12 +1,14 @@
 """Other engines, each in a process of its own: two torch-sized libraries in one process change each other's threads.
 
+They may live in another environment than ours: `python` names its interpreter, where nothing of ours is imported but
+the programs below.
+
 A peer's process (`peer_llama.py`, `peer_vllm.py`) prints "ready", then answers every line "prefill N" or "decode N" on
 stdin with one line of tokens/s. It is idle between, so turns can be taken.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -21,17 +23,20 @@ class PeerError(Exception):
     """A peer ended or said something else than a number; its own words are on stderr."""
 
 
-def installed() -> list[str]:
-    return [name for name, module in MODULES.items() if importlib.util.find_spec(module) is not None]
+def installed(python: str) -> list[str]:
+    """The peers that this interpreter can import."""
+    question = "import importlib.util, sys; print(*(n for n in sys.argv[1:] if importlib.util.find_spec(n)))"
+    found = subprocess.run([python, "-c", question, *MODULES.values()], capture_output=True, text=True, check=True)
+    return [name for name, module in MODULES.items() if module in found.stdout.split()]
 
 
 class Peer:
     """`benchmarks.engine.workload.Measured` over a child process. Raises PeerError."""
 
-    def __init__(self, name: str, model: Path, threads: int) -> None:
+    def __init__(self, name: str, model: Path, threads: int, python: str) -> None:
         self.name = name
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-m", PROGRAMS[name], str(model), str(threads)]
+        command = [python, "-m", PROGRAMS[name], str(model), str(threads)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

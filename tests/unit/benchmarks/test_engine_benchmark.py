@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def test_asks_a_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a_peer_of_the_test.py").write_text(PEER, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setitem(peers.PROGRAMS, "vllm_cpu", "a_peer_of_the_test")
-    peer = peers.Peer("vllm_cpu", tmp_path, threads=1)
+    peer = peers.Peer("vllm_cpu", tmp_path, threads=1, python=sys.executable)
     assert peer.prefill(512) == 512
     with pytest.raises(peers.PeerError, match="'oops'"):
         peer.decode(4)
