@@ -6,9 +6,13 @@ code. What an operator may set is here, with its name, default and unit; constan
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import msgspec
 
 from diptych.messages import Role
+
+WeightForm = Literal["full", "int8"]  # in which weights are kept and computed with
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,6 +27,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     port: int = 0  # gRPC; 0 picks a free one
     device: str = "cpu"
     dtype: str = "float32"  # of weights and KV
+    weights: WeightForm = "full"  # "int8" (on CPU): a quarter of the bytes, served only if text is predicted as well
     block_size: int = 16  # tokens a KV block
     kv_cache_bytes: int = 1 << 30
     max_batch_tokens: int = 512  # tokens one engine step computes; also the longest prefill chunk
@@ -34,9 +39,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     lease_ms: int = 5_000  # membership; renewed every fifth of it
     stats_interval_ms: int = 100
     drain_timeout_s: float = 30.0
+    quarantine_patience_s: float = 20.0  # with over half of its blocks quarantined; then decode asks to be replaced
     transports: tuple[str, ...] = ("tcp", "sm", "self")  # of UCX; leave out "sm" between hosts or network namespaces
     interfaces: str = ""  # of UCX, e.g. "eth0"; empty: loopback if `host` is loopback, else UCX chooses
-    verify_checksums: bool = True  # of every block that is pushed; the same on all workers
+    verify_checksums: float = 1.0  # the share of pushed blocks that is checksummed, 0 to 1; the same on all workers
     otlp_endpoint: str = ""  # empty: tracing off
 
     def __post_init__(self) -> None:
@@ -52,6 +58,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("speculative_ngram_min must be at least 1 and at most speculative_ngram_max")
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}; it must be at least 1")
+        if not 0.0 <= self.verify_checksums <= 1.0:
+            raise ValueError(f"verify_checksums is {self.verify_checksums}; it is a share, 0 (none) to 1 (every block)")
+        _check_weights(self.weights)
 
 
 class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,8 +74,13 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     http_port: int = 8000
     grpc_port: int = 0  # 0 picks a free one
     block_size: int = 16  # tokens; must equal the workers'
-    dtype: str = "float32"  # likewise: both are part of the fingerprint
-    remote_prefill: str = "auto"  # "auto": by estimated ms; "always" / "never": for experiments and tests
+    dtype: str = "float32"  # likewise
+    weights: WeightForm = "full"  # likewise: all three are part of the fingerprint
+    policy: str = "min-ttft"  # of placement: one of `router.placement.named.POLICIES`, or your own as "module:Class"
+    remote_prefill: str = "auto"  # "auto": by estimated ms; "prefer": where it can; "always" / "never": for experiments
+    explain_ring: int = 1_024  # placements that GET /explain remembers; 0: none
+    admin_host: str = "127.0.0.1"  # of the admin door, which has no authentication
+    admin_port: int = 0  # 0 picks a free one
     request_deadline_ms: int = 600_000
     reserve_timeout_ms: int = 30_000  # longest wait for decode blocks before 503
     max_body_bytes: int = 8 << 20
@@ -80,10 +94,18 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     otlp_endpoint: str = ""
 
     def __post_init__(self) -> None:
-        if self.remote_prefill not in ("auto", "always", "never"):
-            raise ValueError(f"remote_prefill is {self.remote_prefill!r}; it is one of auto, always, never")
+        if self.remote_prefill not in ("auto", "prefer", "always", "never"):
+            raise ValueError(f"remote_prefill is {self.remote_prefill!r}; it is one of auto, prefer, always, never")
+        if self.explain_ring < 0:
+            raise ValueError(f"explain_ring is {self.explain_ring} placements; it must be at least 0 (off)")
         if self.max_attempts < 1:
             raise ValueError(f"max_attempts is {self.max_attempts}; it must be at least 1 (no retry)")
-        for name in ("http_port", "grpc_port"):
+        for name in ("http_port", "grpc_port", "admin_port"):
             if not 0 <= getattr(self, name) <= 65_535:
                 raise ValueError(f"{name} is {getattr(self, name)}; a port is 0 to 65535")
+        _check_weights(self.weights)
+
+
+def _check_weights(weights: str) -> None:
+    if weights not in get_args(WeightForm):
+        raise ValueError(f"weights is {weights!r}; it is one of {', '.join(get_args(WeightForm))}")

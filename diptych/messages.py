@@ -168,6 +168,13 @@ class Update(msgspec.Struct, frozen=True, array_like=True):
     error: WireError | None = None  # the request ended here; choice and position mean nothing
 
 
+class LinkStats(msgspec.Struct, frozen=True, array_like=True):
+    """What a prefill worker has measured of its transfers to one decode worker."""
+
+    bytes_per_s: float
+    latency_ms: float
+
+
 class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's own view of itself. Gauges are current, `*_total` rise since the incarnation began."""
 
@@ -190,6 +197,7 @@ class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
     prefill_tokens_per_s: float = 0.0  # measured; 0 until the first prefill
     decode_step_ms: float = 0.0  # measured at the present batch size; 0 until the first step
     transfer_bytes_per_s: float = 0.0  # measured by the pusher; 0 until the first push
+    links: dict[str, LinkStats] = {}  # the same for each decode worker it has pushed to, by worker id
     prompt_tokens_queried_total: int = 0  # looked up in the prefix cache; those found are `cached`
     prompt_tokens_computed_total: int = 0
     prompt_tokens_cached_total: int = 0
@@ -240,6 +248,7 @@ class RouterRecord(msgspec.Struct, frozen=True, kw_only=True):
     router_id: str
     http_address: str  # host:port
     grpc_address: str
+    admin_address: str = ""
 
 
 class PeerHello(msgspec.Struct, frozen=True, kw_only=True):
@@ -254,14 +263,23 @@ class PeerHello(msgspec.Struct, frozen=True, kw_only=True):
     device: int = 0
 
 
-class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+class Delivery(msgspec.Struct, frozen=True, kw_only=True, tag="delivery"):
     """Prefill to decode, sent with or after the last write: what arrived, and how to go on from it."""
 
     transfer_id: str
     decode_id: str
     prefill_id: str
     slots: list[Slot]
-    checksums: list[int]  # xxh3-64 of each written block, in the order of `slots`
+    checksums: list[int | None]  # xxh3-64 of each written block, in the order of `slots`; None: not checksummed
     first_tokens: list[int]  # one per choice, at position 0
     first_post_ms: float  # first write posted, milliseconds before this message was sent
     last_token_ms: float  # prefill's last token, milliseconds before this message was sent
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True, tag="receipt"):
+    """Decode to prefill: a delivery was taken or will not be used. The answer to every copy of it."""
+
+    transfer_id: str
+    decode_id: str
+    prefill_id: str
+    refusal: str | None = None  # why it will not be used, a `kv_transfer.incoming.Refusal`; None: taken

@@ -6,10 +6,18 @@
 
 A block is contiguous across all layers, so one block is one descriptor and a transfer is a list of block pairs.
 
-Other block sizes and tensor-parallel layouts are refused today. They would be mapped here, by splitting a block into
-descriptors both sides share: a block of 32 tokens as two of 16 (layer-contiguous slices, num_layers × 2 descriptors
-each), a rank of a TP=2 worker as its share of the KV heads (a strided slice per layer). Both multiply the descriptor
-count by the layers, which is why the same layout on both sides is worth insisting on first.
+Other block sizes and tensor-parallel layouts are refused today: their fingerprints or block bytes differ. They would be
+mapped here, by splitting blocks into runs of bytes that are contiguous on both sides. Within a block the order is
+layer, K or V, head, token, dim (`model_folder.KV_LAYOUT`), so with L layers, H KV heads and t bytes a token and head:
+
+    block sizes b and B = n·b   the tokens of one head are a run: small block i is part i of n in each of the L·2·H
+                                heads of the large one, so each small block takes L·2·H descriptors of b·t bytes
+    ranks 1 and R (TP)          a rank's heads are a run: each block takes L·2 descriptors of (H/R)·b·t bytes a rank;
+                                each rank has a ticket, and a block is there when all R have delivered
+    both                        the runs of the first row; each rank has L·2·H/R of them
+
+For SmolLM2-135M (L = 30, H = 3; b = 16 in float32) one descriptor of 737,280 bytes becomes 180 of 4,096, and copying
+between processes is slower the smaller the pieces are. So the same layout on both sides is worth insisting on first.
 
 Knows nothing about torch, NIXL or who owns the memory.
 """
@@ -18,10 +26,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diptych.config import WeightForm
 from diptych.errors import Incompatible
 from diptych.messages import PeerHello
 from diptych.model_folder import KV_LAYOUT, ModelFolder
 from kv_transfer.hashing import HASH_SCHEME
+
+# KV depends on the weights' rounding. Raise the number with any change of `diptych.engine.quantization`.
+WEIGHTS: dict[WeightForm, str] = {"full": "full", "int8": "int8-groups-of-64-1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +81,7 @@ class KVLayout:
         )
 
 
-def fingerprint(*, model: str, revision: str, dtype: str, layout: str, block_size: int) -> str:
+def fingerprint(*, model: str, revision: str, dtype: str, layout: str, block_size: int, weights: str = "full") -> str:
     """Everything two workers must agree on before one may use the other's KV, as readable `name=value` pairs.
 
     Args:
@@ -78,6 +90,7 @@ def fingerprint(*, model: str, revision: str, dtype: str, layout: str, block_siz
         dtype: of the KV entries.
         layout: name and version of the order within a block, e.g. `model_folder.KV_LAYOUT`.
         block_size: tokens.
+        weights: the form the weights are computed with, as in `WEIGHTS`.
     """
     parts = {
         "model": model,
@@ -85,12 +98,13 @@ def fingerprint(*, model: str, revision: str, dtype: str, layout: str, block_siz
         "dtype": dtype,
         "layout": layout,
         "block_size": str(block_size),
+        "weights": weights,
         "hash": HASH_SCHEME,
     }
     return ";".join(f"{name}={value.replace(';', ',')}" for name, value in parts.items())
 
 
-def fingerprint_of(folder: ModelFolder, name: str, dtype: str, block_size: int) -> str:
+def fingerprint_of(folder: ModelFolder, name: str, dtype: str, block_size: int, weights: WeightForm) -> str:
     """The `fingerprint` of a model folder served as `name`: routers and workers must come to the same one.
 
     Raises:
@@ -102,6 +116,7 @@ def fingerprint_of(folder: ModelFolder, name: str, dtype: str, block_size: int) 
         dtype=dtype,
         layout=KV_LAYOUT,
         block_size=block_size,
+        weights=WEIGHTS[weights],
     )
 
 
@@ -121,7 +136,7 @@ def check_compatible(local: PeerHello, remote: PeerHello) -> None:
         raise Incompatible(
             f"{local.worker_id} and {remote.worker_id} cannot exchange KV: "
             + "; ".join(differences)
-            + ". Start both with the same model folder, dtype and block size"
+            + ". Start both with the same model folder, dtype, weights and block size"
         )
 
 

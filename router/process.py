@@ -146,7 +146,7 @@ def _model_card(folder: ModelFolder, config: RouterConfig) -> ModelCard:
         max_context=folder.spec.max_context,
         vocab_size=folder.spec.vocab_size,
         block_size=config.block_size,
-        fingerprint=fingerprint_of(folder, name, config.dtype, config.block_size),
+        fingerprint=fingerprint_of(folder, name, config.dtype, config.block_size, config.weights),
         created=int(time.time()),
         eos_token_ids=folder.spec.eos_token_ids,
     )

@@ -1,10 +1,12 @@
 """Causal attention over paged keys and values, behind one small interface.
 
-`TorchPagedAttention` is the reference and runs on any device. `kernels/native_attention.py` reads blocks in place; it
-makes its own kind of plan from the same rows.
+`TorchPagedAttention` is the reference and runs on any device. `kernels/native_attention.py` reads blocks in place on
+CPU, `flashinfer_attention.py` on a GPU, and `sdpa_attention.py` is what a GPU uses without a library; each makes its
+own kind of plan from the same rows, and `attention_choice.py` chooses.
 
-What every implementation promises: a token's result depends on its own sequence alone. Not on batch mates, not on
-where a chunk was cut, not on which blocks hold the keys; and no block outside a row's own table is ever read.
+What every implementation promises: no block outside a row's own table is ever read. The two for CPU promise more: a
+token's result depends on its own sequence alone, not on batch mates, not on where a chunk was cut, not on which blocks
+hold the keys. On a GPU that would cost too much, and so would it in the matrix products around it (`exactness.py`).
 
 Knows nothing about weights, sampling or requests.
 """
@@ -136,7 +138,7 @@ class TorchPagedAttention:
 
     def _segment(self, first_tokens: list[int], rows: list[Row], begin: int, end: int) -> _Segment:
         """Queries begin..end of each of `rows`."""
-        device = self._cache.rows.device
+        device = self._cache.device
         num_tiles = max(self._num_tiles(row.start + end) for row in rows)
         queries = torch.arange(begin, end)
         starts = torch.tensor([row.start for row in rows])
@@ -150,23 +152,34 @@ class TorchPagedAttention:
         )
 
     def _gather_index(self, rows: list[Row], end: int, num_tiles: int) -> Tensor:
-        """Which cache rows hold each tile. Padding repeats a row's own first block: its keys are hidden anyway."""
-        width = num_tiles * self._blocks_per_tile
-        used = [list(row.blocks[: -(-(row.start + end) // self._cache.block_size)]) for row in rows]
-        table = torch.tensor([blocks + blocks[:1] * (width - len(blocks)) for blocks in used])
+        """Which cache rows hold each tile."""
+        table = padded_table(rows, end, num_tiles * self._blocks_per_tile, self._cache.block_size)
         heads = torch.arange(self._cache.num_kv_heads)[:, None]
         keys = self._cache.row_of(table).view(len(rows), num_tiles, 1, -1) + heads
         return torch.stack((keys, keys + self._cache.num_kv_heads))
 
     def _slots(self, rows: Sequence[Row]) -> Tensor:
-        size = self._cache.block_size
-        positions = [(row, position) for row in rows for position in range(row.start, row.start + len(row.tokens))]
-        blocks = torch.tensor([row.blocks[position // size] for row, position in positions])
-        offsets = torch.tensor([position % size for _, position in positions])
-        return self._cache.slots(blocks.to(self._cache.rows.device), offsets.to(self._cache.rows.device))
+        blocks, offsets = token_places(rows, self._cache.block_size)
+        return self._cache.slots(blocks.to(self._cache.device), offsets.to(self._cache.device))
 
     def _num_tiles(self, num_tokens: int) -> int:
         return -(-num_tokens // self._tile)
+
+
+def token_places(rows: Sequence[Row], block_size: int) -> tuple[Tensor, Tensor]:
+    """The block of each of the rows' tokens and its offset within it: int64 [num_tokens], on the host."""
+    positions = [(row, position) for row in rows for position in range(row.start, row.start + len(row.tokens))]
+    blocks = torch.tensor([row.blocks[position // block_size] for row, position in positions])
+    return blocks, torch.tensor([position % block_size for _, position in positions])
+
+
+def padded_table(rows: Sequence[Row], end: int, width: int, block_size: int) -> Tensor:
+    """Block tables for the first `end` tokens of each row: int64 [num_rows, width], on the host.
+
+    Padding repeats a row's own first block: hidden keys weigh 0, but 0 times a NaN of another row's would be NaN.
+    """
+    used = [list(row.blocks[: -(-(row.start + end) // block_size)]) for row in rows]
+    return torch.tensor([blocks + blocks[:1] * (width - len(blocks)) for blocks in used])
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ class BlockTables:
         self._block_size = limits.block_size
 
     def prompt_hashes(self, group: Group) -> list[bytes]:
+        if group.request.prompt_hashes is not None:
+            return list(group.request.prompt_hashes)
         return block_hashes(group.request.hash_key, group.request.prompt, self._block_size)
 
     def admit(self, sequence: Sequence) -> bool:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 
 from msgspec.structs import replace
 
-from diptych.engine.interface import EngineRequest, ReadyBlocks, Runner, StepOutcome
+from diptych.engine.interface import EngineRequest, Plan, ReadyBlocks, Runner, StepOutcome
 from diptych.engine.limits import Limits
 from diptych.engine.rates import Rates
 from diptych.engine.scheduler import Scheduler
@@ -37,6 +38,7 @@ class Engine:
         self._runner = runner
         self._clock = clock
         self._rates = Rates()
+        self.on_ready: Callable[[list[ReadyBlocks]], None] | None = None  # told of blocks before their step has ended
         self._marks: dict[str, _Marks] = {}  # until the request's first update or its end
 
     def add(self, request: EngineRequest) -> None:
@@ -93,10 +95,9 @@ class Engine:
         if plan is None:
             return StepOutcome(updates=expired)
         self._note_admissions(began)
-        drawn = self._runner.execute(plan) if plan.rows else []
+        drawn = self._runner.execute(plan, partial(self._kv_written, plan)) if plan.rows else []
         outcome = self.scheduler.commit(plan, drawn)
-        for ready in outcome.ready:
-            self._clear_tail(ready)
+        self._clear_tails(outcome.ready)
         ended = self._clock()
         self._rates.note(outcome, ended - began)
         outcome.updates = expired + [self._with_times(update, ended) for update in outcome.updates]
@@ -119,11 +120,17 @@ class Engine:
             self._marks.pop(update.request_id, None)
         return expired
 
-    def _clear_tail(self, ready: ReadyBlocks) -> None:
+    def _kv_written(self, plan: Plan) -> None:
+        """In the middle of a step: what can be pushed need not wait for the head and the sampler."""
+        if self.on_ready is not None and (ready := self.scheduler.written(plan)):
+            self._clear_tails(ready)
+            self.on_ready(ready)
+
+    def _clear_tails(self, ready: Sequence[ReadyBlocks]) -> None:
         """Whole blocks are pushed: behind the prompt's end there must be nothing of whoever had the block before."""
-        tail_tokens = self.scheduler.tail_tokens(ready.request_id)
-        if ready.last and ready.blocks and tail_tokens:
-            self._runner.clear_tail(ready.blocks[-1], tail_tokens)
+        for each in ready:
+            if (partial_block := self.scheduler.partial_block(each)) is not None:
+                self._runner.clear_tail(*partial_block)
 
     def _note_admissions(self, now: float) -> None:
         for request_id in self.scheduler.admitted:

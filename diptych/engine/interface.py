@@ -6,7 +6,7 @@ Neither knows the other's insides, and neither knows about sockets, transfers or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
@@ -35,6 +35,7 @@ class EngineRequest:
     first_block: int = 0  # PREFILL: blocks before this one are already at the destination
     priority: int = 0  # higher runs first (see `diptych.engine.sequence.AGING_STEPS`)
     deadline: float = inf  # seconds on the engine's clock
+    prompt_hashes: tuple[bytes, ...] | None = None  # of its full blocks; None: the engine computes them
 
 
 @dataclass(slots=True)
@@ -87,10 +88,11 @@ class Runner(Protocol):
     block_bytes: int
     pool_address: int
 
-    def execute(self, plan: Plan) -> list[list[Drawn]]:
+    def execute(self, plan: Plan, kv_written: Callable[[], None] | None = None) -> list[list[Drawn]]:
         """Run one step. Returns, for each row, what was drawn (empty where the row has no draws).
 
-        What would follow a wrong guess may be left out.
+        What would follow a wrong guess may be left out. `kv_written` is called once, on this thread, when the KV of all
+        rows is in memory: a push need not wait for what is drawn. A runner that cannot tell may leave it out.
         """
         ...
 

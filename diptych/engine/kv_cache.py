@@ -23,9 +23,12 @@ from torch import Tensor
 class KVCache:
     """`num_blocks` zeroed blocks, as many as fit into `capacity_bytes`. On CPU the pool starts on a page.
 
+    Scratch blocks lie behind them, within the capacity: nobody owns them and no peer may write or read them. Steps that
+    are padded to a fixed size keep the padding's KV there.
+
     Attributes:
-        pool: [num_blocks, num_layers, 2 (key, value), num_kv_heads, block_size, head_dim]
-        rows: the same memory as [num_blocks * num_layers * 2 * num_kv_heads, block_size * head_dim]
+        pool: [num_blocks + scratch, num_layers, 2 (key, value), num_kv_heads, block_size, head_dim]
+        rows: the same memory as [(num_blocks + scratch) * num_layers * 2 * num_kv_heads, block_size * head_dim]
 
     Raises:
         ValueError: not even one block fits.
@@ -41,19 +44,24 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        num_scratch_blocks: int = 0,
     ) -> None:
         shape = (num_layers, 2, num_kv_heads, block_size, head_dim)
         self.block_bytes = torch.Size(shape).numel() * dtype.itemsize
-        self.num_blocks = capacity_bytes // self.block_bytes
+        self.num_blocks = capacity_bytes // self.block_bytes - num_scratch_blocks
         if self.num_blocks < 1:
             raise ValueError(
                 f"kv_cache_bytes is {capacity_bytes}; one block of {block_size} tokens takes {self.block_bytes} bytes"
+                + (f", and {num_scratch_blocks} more are needed for padding" if num_scratch_blocks else "")
             )
 
         self.num_layers, self.num_kv_heads = num_layers, num_kv_heads
         self.block_size, self.head_dim = block_size, head_dim
-        memory = _allocate(self.num_blocks * self.block_bytes, device)
-        self.pool: Tensor = memory.view(dtype).view(self.num_blocks, *shape)
+        self.device = device
+        self._num_scratch_blocks = num_scratch_blocks
+        num_all = self.num_blocks + num_scratch_blocks
+        memory = _allocate(num_all * self.block_bytes, device)
+        self.pool: Tensor = memory.view(dtype).view(num_all, *shape)
         self.rows: Tensor = self.pool.view(-1, block_size * head_dim)
         self._slots = self.pool.view(-1, head_dim)
 
@@ -61,6 +69,17 @@ class KVCache:
     def address(self) -> int:
         """Virtual address of block 0 (a device address on an accelerator)."""
         return self.pool.data_ptr()
+
+    @property
+    def scratch_block(self) -> int:
+        """The first block that nobody owns.
+
+        Raises:
+            ValueError: the cache was made without.
+        """
+        if not self._num_scratch_blocks:
+            raise ValueError("this cache has no scratch block")
+        return self.num_blocks
 
     def slots(self, blocks: Tensor, offsets: Tensor) -> Tensor:
         """Where `write` puts tokens in layer 0. blocks, offsets: int64 [num_tokens]. Returns [num_tokens, 2, heads]."""

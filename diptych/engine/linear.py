@@ -2,9 +2,9 @@
 
 On CPU in float32 the weights are packed once for oneDNN. Its kernels give bit-identical rows at any number of rows from
 two up, which MKL's (`torch.nn.functional.linear`) do not: with those, a sequence's numbers would depend on its batch
-mates. For a single row oneDNN has another kernel, so one row is computed as two. They are also faster. oneDNN promises
-none of this, so `exactness.py` checks it at every start. The two operators are the ones torch's own compiler emits
-(torch/_inductor/mkldnn_ir.py).
+mates. They are also faster. For a single row oneDNN has another kernel, so one row is computed as two, or by our own
+kernel over the same packed weight (`packed_rows.py`). oneDNN promises none of this, so `exactness.py` checks it at
+every start. The operators are the ones torch's own compiler emits (torch/_inductor/mkldnn_ir.py).
 
 Knows nothing about models.
 """
@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from diptych.engine.kernels.native import Kernels
+from diptych.engine.packed_rows import MAX_ROWS, PROBE_ROWS, PackedRows, find
+
 Linear = Callable[[Tensor], Tensor]  # [num_rows, in_features] -> [num_rows, out_features]
 
 
@@ -25,17 +28,38 @@ def can_pack(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch._C._has_mkldnn
 
 
-def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
+class PackedLinear:
+    """A float32 layer packed for oneDNN; a few rows go through our own kernel where that gives the same bits."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Kernels | None) -> None:
+        self._bias = bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self._few: PackedRows | None = None
+        if kernels is not None:
+            probe = torch.randn(PROBE_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(0))
+            self._few = find(
+                kernels, weight, self._packed, bias, self._many(probe), probe, threads=torch.get_num_threads()
+            )
+
+    @property
+    def single(self) -> bool:
+        """One row is computed as one. Otherwise it costs as much as two."""
+        return self._few is not None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        if self._few is not None and len(rows) <= MAX_ROWS:
+            return self._few(rows.contiguous())
+        if len(rows) == 1:
+            return self._many(rows.repeat(2, 1))[:1]
+        return self._many(rows)
+
+    def _many(self, rows: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, "none", [], "")
+        return out
+
+
+def make_linear(weight: Tensor, bias: Tensor | None = None, kernels: Kernels | None = None) -> Linear:
     """A linear layer over `weight` [out_features, in_features] and `bias` [out_features]; packs where it can."""
-    if not can_pack(weight):
-        return lambda rows: functional.linear(rows, weight, bias)
-
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-    pointwise = torch.ops.mkldnn._linear_pointwise
-
-    def linear(rows: Tensor) -> Tensor:
-        padded = rows.repeat(2, 1) if len(rows) == 1 else rows
-        out: Tensor = pointwise(padded, packed, bias, "none", [], "")
-        return out[: len(rows)]
-
-    return linear
+    if can_pack(weight):
+        return PackedLinear(weight, bias, kernels)
+    return lambda rows: functional.linear(rows, weight, bias)

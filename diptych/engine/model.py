@@ -30,13 +30,14 @@ class Model:
         self._rope = rope
         self._attention = attention
         self._ops = ops
+        self._doubles = not weights.takes_single_rows
 
     def forward(self, tokens: Tensor, positions: Tensor, plan: Any) -> Tensor:
         """tokens, positions: int64 [num_tokens] in the attention plan's order.
 
-        Returns [num_tokens, hidden_size]; for one token there is a second row, to be ignored.
+        Returns [num_tokens, hidden_size]; for one token there may be a second row, to be ignored.
         """
-        if len(tokens) == 1:  # once here rather than in every linear layer, see `linear.py`
+        if len(tokens) == 1 and self._doubles:  # once here rather than in every linear layer, see `linear.py`
             tokens, positions = tokens.repeat(2), positions.repeat(2)
         hidden = self._weights.embedding[tokens]  # [num_tokens, hidden_size]
         cos, sin = self._rope.at(positions)

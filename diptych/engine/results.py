@@ -95,6 +95,19 @@ class Results:
         self._totals.generated += len(drawn)
         return reason is not None
 
+    def written(self, root: Sequence, row: Row) -> ReadyBlocks | None:
+        """The blocks of a PREFILL prompt that are final once the KV of this row is, before any token is drawn."""
+        group = root.group
+        if group.request.kind is not Kind.PREFILL or root.ended or group.stage is Stage.HELD:
+            return None
+        num_tokens = row.start + len(row.tokens)
+        whole = num_tokens == len(group.request.prompt)
+        start, end = group.num_announced, len(root.blocks) if whole else num_tokens // self._block_size
+        if end <= start:
+            return None
+        group.num_announced = end
+        return ReadyBlocks(group.request_id, start, root.blocks[start:end], last=False)
+
     def _announce(self, root: Sequence, outcome: StepOutcome) -> None:
         """Full blocks of an unfinished prompt that became final."""
         group = root.group
@@ -104,7 +117,7 @@ class Results:
             group.num_announced = end
 
     def _announce_last(self, root: Sequence, first_tokens: list[int], finished: bool, outcome: StepOutcome) -> None:
-        """All blocks not announced yet, a partial last one among them."""
+        """All blocks not announced yet (mostly none, see `written`), a partial last one among them."""
         group, start = root.group, root.group.num_announced
         blocks = root.blocks[start:]
         outcome.ready.append(ReadyBlocks(group.request_id, start, blocks, True, first_tokens, finished))

@@ -20,7 +20,7 @@ from math import inf
 
 from diptych.engine.block_pool import BlockPool
 from diptych.engine.block_tables import BlockTables
-from diptych.engine.interface import Drawn, EngineRequest, Kind, Plan, StepOutcome
+from diptych.engine.interface import Drawn, EngineRequest, Kind, Plan, ReadyBlocks, StepOutcome
 from diptych.engine.invariants import check_books
 from diptych.engine.limits import Limits
 from diptych.engine.planner import Planner, Step
@@ -211,6 +211,17 @@ class Scheduler:
         self._step = step
         return step.plan
 
+    def written(self, plan: Plan) -> list[ReadyBlocks]:
+        """The KV of this plan is in memory, what it draws is not known yet: blocks that may be pushed already.
+
+        They are not announced again by `commit`. Optional, at most once, before `commit`.
+        """
+        step = self._step
+        if step is None or step.plan is not plan:
+            raise RuntimeError("this is not the plan made last")
+        ready = (self._results.written(*each) for each in zip(step.sequences, plan.rows, strict=True))
+        return [each for each in ready if each is not None]
+
     def commit(self, plan: Plan, drawn: ReadOnly[ReadOnly[Drawn]]) -> StepOutcome:
         """Take in what each row of the plan drew. Follows every plan that was not None.
 
@@ -235,6 +246,14 @@ class Scheduler:
     def tail_tokens(self, request_id: str) -> int:
         """Tokens in the partial last block of a request's prompt; 0 if its last block is full."""
         return len(self._requests.groups[request_id].request.prompt) % self.limits.block_size
+
+    def partial_block(self, ready: ReadyBlocks) -> tuple[int, int] | None:
+        """The block among these that the prompt's end fills in part, and how many tokens it holds."""
+        whole_blocks, num_tokens = divmod(
+            len(self._requests.groups[ready.request_id].request.prompt), self.limits.block_size
+        )
+        index = whole_blocks - ready.first_index
+        return (ready.blocks[index], num_tokens) if num_tokens and 0 <= index < len(ready.blocks) else None
 
     def stats(self) -> WorkerStats:
         """Gauges and totals, as far as they are the scheduler's: no rates, no transfers."""

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from diptych.config import WeightForm
+from diptych.engine.kernels.native import Kernels
 from diptych.engine.linear import Linear, make_linear
+from diptych.engine.weight_forms import Embedding, FullForm, Int8Form, MatrixForm
 from diptych.model_folder import ModelFolder, ModelSpec
 
 FLOAT_DTYPES = ("F32", "F16", "BF16", "F64")
@@ -36,10 +40,17 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
-    embedding: Tensor  # [vocab_size, hidden_size]
+    embedding: Embedding  # [vocab_size, hidden_size]
     layers: list[LayerWeights]
     norm: Tensor  # [hidden_size]
     head: Linear  # hidden_size -> vocab_size
+    num_bytes: int  # of all matrices, in the form in which they are kept
+
+    @property
+    def takes_single_rows(self) -> bool:
+        """No linear layer has to compute a single row as two (see `linear.py`)."""
+        layers = (linear for layer in self.layers for linear in (layer.qkv, layer.output, layer.gate_up, layer.down))
+        return all(getattr(linear, "single", False) for linear in (self.head, *layers))
 
 
 def load_weights(
@@ -47,26 +58,47 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     progress: Callable[[str, float], None] | None = None,
+    *,
+    form: WeightForm = "full",
+    kernels: Kernels | None = None,
 ) -> ModelWeights:
     """Load all weights as `dtype` on `device`. `progress` is told the stage and the fraction done, 0 to 1.
 
+    Args:
+        form: "int8" quantizes every matrix, embedding and head included; norms and biases stay numbers.
+        kernels: that compute a few rows, or with quantized matrices; None: torch does.
+
     Raises:
-        ValueError: a tensor is missing, unknown, of the wrong shape or not floating point; names file and tensor.
+        ValueError: a tensor is missing, unknown, of the wrong shape or not floating point (names file and tensor); or
+            the form is not computed in this dtype on this device.
     """
     spec = folder.spec
     expected = expected_shapes(spec)
+    make = _make_form(form, dtype, device, kernels)
     with _Reader(folder, expected, dtype, device) as reader:
-        embedding = reader.read("model.embed_tokens.weight")
+        table = reader.read("model.embed_tokens.weight")
+        if spec.tie_embeddings:
+            embedding, head = make.tied(table)
+        else:
+            embedding, head = make.embedding(table), make.linear(reader.read("lm_head.weight"), None)
+        del table
         layers = []
         for index in range(spec.num_layers):
             if progress:
                 progress("loading weights", index / spec.num_layers)
-            layers.append(_load_layer(reader, f"model.layers.{index}.", expected))
-        head = make_linear(embedding if spec.tie_embeddings else reader.read("lm_head.weight"))
+            layers.append(_load_layer(reader, make, f"model.layers.{index}.", expected))
         norm = reader.read("model.norm.weight")
     if progress:
         progress("loading weights", 1.0)
-    return ModelWeights(embedding, layers, norm, head)
+    return ModelWeights(embedding, layers, norm, head, make.num_bytes)
+
+
+def _make_form(form: WeightForm, dtype: torch.dtype, device: torch.device, kernels: Kernels | None) -> MatrixForm:
+    if form == "full":
+        return FullForm(partial(make_linear, kernels=kernels))
+    if device.type != "cpu" or dtype != torch.float32:
+        raise ValueError(f"int8 weights are computed in float32 on CPU only; for {dtype} on {device} use full weights")
+    return Int8Form(kernels, torch.get_num_threads())
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -119,20 +151,20 @@ class _Reader:
         tensor: Tensor = self._files[self._file_of[name]].get_tensor(name)  # type: ignore[no-untyped-call]
         return tensor.to(self._device, self._dtype)
 
-    def linear(self, names: Iterable[str], expected: dict[str, tuple[int, ...]]) -> Linear:
-        """One linear layer from the stacked rows of several."""
+    def stacked(self, names: Iterable[str], expected: dict[str, tuple[int, ...]]) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of one linear layer from the rows of several."""
         names = list(names)
         weight = torch.cat([self.read(f"{name}.weight") for name in names])
         has_bias = f"{names[0]}.bias" in expected
-        return make_linear(weight, torch.cat([self.read(f"{name}.bias") for name in names]) if has_bias else None)
+        return weight, torch.cat([self.read(f"{name}.bias") for name in names]) if has_bias else None
 
 
-def _load_layer(reader: _Reader, prefix: str, expected: dict[str, tuple[int, ...]]) -> LayerWeights:
+def _load_layer(reader: _Reader, make: MatrixForm, prefix: str, expected: dict[str, tuple[int, ...]]) -> LayerWeights:
     def norm(name: str) -> Tensor:
         return reader.read(f"{prefix}{name}.weight")
 
     def linear(module: str, *names: str) -> Linear:
-        return reader.linear([f"{prefix}{module}.{name}_proj" for name in names], expected)
+        return make.linear(*reader.stacked([f"{prefix}{module}.{name}_proj" for name in names], expected))
 
     has_head_norms = f"{prefix}self_attn.q_norm.weight" in expected
     return LayerWeights(

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 from diptych.engine.engine import Engine
-from diptych.engine.interface import StepOutcome
+from diptych.engine.interface import ReadyBlocks, StepOutcome
 
 Result = TypeVar("Result")
 
@@ -32,10 +32,12 @@ class EngineThread:
     def start(self, on_outcome: Callable[[StepOutcome], None], on_crash: Callable[[BaseException], None]) -> None:
         """
         Args:
-            on_outcome: called on the loop after every step that produced something.
+            on_outcome: called on the loop after every step that produced something, and in the middle of one with the
+                blocks that are ready.
             on_crash: called on the loop once if the engine raised; nothing is computed after that.
         """
         self._on_outcome, self._on_crash = on_outcome, on_crash
+        self._engine.on_ready = self._hand_over_early
         self._thread.start()
 
     def now(self) -> float:
@@ -76,6 +78,10 @@ class EngineThread:
                     self._loop.call_soon_threadsafe(self._hand_over, outcome)
         except BaseException as error:
             self._loop.call_soon_threadsafe(self._on_crash, error)
+
+    def _hand_over_early(self, ready: list[ReadyBlocks]) -> None:
+        """On the thread, in the middle of a step."""
+        self._loop.call_soon_threadsafe(self._hand_over, StepOutcome(ready=ready))
 
     def _hand_over(self, outcome: StepOutcome) -> None:
         """On the loop. Whatever went wrong with an outcome, its tokens are lost: nobody may wait for them."""

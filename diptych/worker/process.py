@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 from diptych import rpc
 from diptych.background import background
 from diptych.config import WorkerConfig
+from diptych.engine.device import bind_thread, device_index
 from diptych.engine.engine import Engine
 from diptych.engine.limits import Limits
 from diptych.engine.torch_runner import TorchRunner
@@ -35,15 +36,18 @@ from diptych.messages import WorkerRecord, WorkerState
 from diptych.model_folder import ModelFolder
 from diptych.telemetry import make_logger, make_tracer
 from diptych.worker.engine_thread import EngineThread
+from diptych.worker.loading import LoadProgress
 from diptych.worker.peers import Peers
 from diptych.worker.service import BaseService, Parts
+from kv_transfer.checksum import Checks
 from kv_transfer.layout import KVLayout, fingerprint_of
 from kv_transfer.nixl_agent import NixlAgent, ucx_environment
-from kv_transfer.outcome import Arrival
+from kv_transfer.outcome import Arrival, Missed
 from kv_transfer.publisher import IndexPublisher
 from kv_transfer.transfer_thread import TransferThread
 
 SHUTDOWN_GRACE_S = 1.0  # for open calls, when everything has been drained
+CUDA_TRANSPORTS = ("cuda_copy", "cuda_ipc")  # of UCX
 
 
 async def run_worker(
@@ -58,7 +62,7 @@ async def run_worker(
         ValueError: the model folder or the configuration cannot be used.
         InternalError: the engine or the transfer thread crashed, or the cluster declared this worker dead.
     """
-    os.environ.update(ucx_environment(config.transports, config.interfaces or _loopback_interface(config.host)))
+    os.environ.update(ucx_environment(transports_of(config), config.interfaces or _loopback_interface(config.host)))
     folder = ModelFolder(config.model)
     runner = await asyncio.to_thread(_load, folder, config)
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -68,7 +72,14 @@ async def run_worker(
         stack.push_async_callback(redis.aclose)
         address = f"{config.host}:{_bind(server, config)}"
         parts = await _make_parts(
-            stack, config, folder, runner, redis, address, on_arrival=lambda arrival: service.on_arrival(arrival)
+            stack,
+            config,
+            folder,
+            runner,
+            redis,
+            address,
+            on_arrival=lambda arrival: service.on_arrival(arrival),
+            on_missed=lambda missed: service.on_missed(missed),
         )
         service = make_service(parts)
         stack.push_async_callback(service.close)
@@ -87,7 +98,7 @@ async def run_worker(
         await membership.start()
         stack.push_async_callback(membership.stop)
         started(record)
-        await _run_until(stop.wait(), failed, parts.transfers)
+        await _run_until(_any(stop.wait(), service.worn_out.wait()), failed, parts.transfers)
         await membership.update(WorkerState.DRAINING)
         await _run_until(service.drain(config.drain_timeout_s), failed, parts.transfers)
 
@@ -100,12 +111,15 @@ async def _make_parts(
     redis: Redis,
     address: str,
     on_arrival: Callable[[Arrival], None],
+    on_missed: Callable[[Missed], None],
 ) -> Parts:
     """What the service is made of; `stack` takes it apart again."""
     worker_id = f"{config.role}-{socket.gethostname()}-{uuid4().hex[:8]}"
-    identity = fingerprint_of(folder, config.served_model or folder.name, config.dtype, config.block_size)
+    identity = fingerprint_of(
+        folder, config.served_model or folder.name, config.dtype, config.block_size, config.weights
+    )
     stack.push_async_callback(_bury, redis, config.cluster, worker_id)  # last: nothing of it can be in flight then
-    transfers = _make_transfers(config, worker_id, identity, runner, on_arrival)
+    transfers = _make_transfers(config, worker_id, identity, runner, on_arrival, on_missed)
     await transfers.start()
     stack.push_async_callback(transfers.stop)
     peers = Peers(transfers)
@@ -113,7 +127,16 @@ async def _make_parts(
     tracer = make_tracer(f"diptych-{config.role}", config.otlp_endpoint)
     stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
     log = make_logger(worker_id)
-    log.info("model_loaded", blocks=runner.num_blocks, attention=runner.attention_name, exact=runner.exact)
+    log.info(
+        "model_loaded",
+        blocks=runner.num_blocks,
+        attention=runner.attention_name,
+        exact=runner.exact,
+        weights=runner.weights,
+        weight_bytes=runner.weight_bytes,
+    )
+    if runner.quality is not None:
+        log.info("quality_checked", perplexity=runner.quality.quantized, perplexity_full=runner.quality.full)
     if config.verify_checksums and config.device != "cpu":
         log.warning("no_checksums", reason="the CPU cannot read KV in the GPU's memory; transfers are not verified")
     return Parts(
@@ -148,17 +171,39 @@ async def _run_until(end: Coroutine[Any, Any, object], failed: asyncio.Future[No
         transfers_ended.cancel()
 
 
+def transports_of(config: WorkerConfig) -> tuple[str, ...]:
+    """The configured transports of UCX, and for a pool in a GPU's memory those that can reach it.
+
+    Without `cuda_copy` UCX takes a device address for a host address and the process crashes; `cuda_ipc` copies between
+    GPUs of one machine directly. Whoever names one of them, UCX's alias for all of them, or what to leave out, has
+    chosen already.
+    """
+    chosen = any(name in ("all", "cuda") or name.startswith(("cuda_", "^")) for name in config.transports)
+    return config.transports if config.device == "cpu" or chosen else (*config.transports, *CUDA_TRANSPORTS)
+
+
+async def _any(*ends: Coroutine[Any, Any, object]) -> None:
+    """Returns with the first of them."""
+    tasks = [asyncio.ensure_future(end) for end in ends]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 def _load(folder: ModelFolder, config: WorkerConfig) -> TorchRunner:
-    runner = TorchRunner.load(
+    return TorchRunner.load(
         folder,
         kv_cache_bytes=config.kv_cache_bytes,
         block_size=config.block_size,
         device=config.device,
+        dtype=config.dtype,
         threads=config.threads,
+        max_running=config.max_running,
+        weights=config.weights,
+        progress=LoadProgress(make_logger(f"{config.role}-loading")),
     )
-    if runner.dtype != config.dtype:
-        raise ValueError(f"dtype is {config.dtype!r}, but on {config.device} the engine computes in {runner.dtype}")
-    return runner
 
 
 def _limits(config: WorkerConfig, folder: ModelFolder) -> Limits:
@@ -174,14 +219,24 @@ def _limits(config: WorkerConfig, folder: ModelFolder) -> Limits:
 
 
 def _make_transfers(
-    config: WorkerConfig, worker_id: str, identity: str, runner: TorchRunner, on_arrival: Callable[[Arrival], None]
+    config: WorkerConfig,
+    worker_id: str,
+    identity: str,
+    runner: TorchRunner,
+    on_arrival: Callable[[Arrival], None],
+    on_missed: Callable[[Missed], None],
 ) -> TransferThread:
-    layout = KVLayout(runner.pool_address, runner.num_blocks, runner.block_bytes, identity)
+    index = device_index(config.device)
+    layout = KVLayout(runner.pool_address, runner.num_blocks, runner.block_bytes, identity, index)
     memory = "DRAM" if config.device == "cpu" else "VRAM"
     pool = _bytes_of(layout) if memory == "DRAM" else None
-    return TransferThread(
-        worker_id, layout, pool, lambda: NixlAgent(worker_id, layout, memory), on_arrival, config.verify_checksums
-    )
+
+    def make_agent() -> NixlAgent:
+        bind_thread(config.device)
+        return NixlAgent(worker_id, layout, memory)
+
+    checks = Checks(config.verify_checksums)
+    return TransferThread(worker_id, layout, pool, make_agent, on_arrival, on_missed, checks)
 
 
 def _bytes_of(layout: KVLayout) -> npt.NDArray[np.uint8]:

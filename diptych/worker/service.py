@@ -28,7 +28,7 @@ from diptych.worker.outbox import Outbox
 from diptych.worker.peers import Peers
 from diptych.worker.requests import Entry, OpenRequests
 from kv_transfer.hashing import hash_key
-from kv_transfer.outcome import Arrival
+from kv_transfer.outcome import Arrival, Missed
 from kv_transfer.publisher import IndexPublisher
 from kv_transfer.transfer_thread import TransferThread
 
@@ -63,6 +63,7 @@ class BaseService(ABC):
         self._tasks: set[asyncio.Task[None]] = set()  # that `drain` waits for
         self._watches: set[asyncio.Task[None]] = set()  # that only matter while this process lives
         self.draining = False
+        self.worn_out = asyncio.Event()  # it can do no more good: drain, end, and let another take its place
         self.outbox = Outbox(parts.worker_id, self.stats, parts.config.stats_interval_ms, self._router_lost)
 
     # What routers and peers ask for.
@@ -83,7 +84,7 @@ class BaseService(ABC):
         return m.Aborted(known=entry is not None)
 
     async def meet(self, request: m.PeerHello) -> m.PeerHello:
-        return self._parts.peers.answer(request)
+        return await self._parts.peers.answer(request)
 
     def frames(self, request: m.Subscribe) -> AsyncIterator[m.Frame]:
         return self.outbox.frames(request.router_id)
@@ -91,6 +92,9 @@ class BaseService(ABC):
     # What the engine and the transfer thread report.
 
     def on_arrival(self, arrival: Arrival) -> None:
+        raise AssertionError(f"{self._parts.config.role} workers receive nothing")
+
+    def on_missed(self, missed: Missed) -> None:
         raise AssertionError(f"{self._parts.config.role} workers receive nothing")
 
     def on_outcome(self, outcome: StepOutcome) -> None:

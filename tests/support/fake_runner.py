@@ -9,7 +9,7 @@ A request with a top_k of k mostly repeats the token k places before, so that it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from diptych.engine.interface import Draw, Drawn, Plan, Row
 from diptych.engine.sequence import finish_reason
@@ -68,12 +68,14 @@ class FakeRunner:
         self.cleared: list[tuple[int, int]] = []
         self.num_steps = 0
 
-    def execute(self, plan: Plan) -> list[list[Drawn]]:
+    def execute(self, plan: Plan, kv_written: Callable[[], None] | None = None) -> list[list[Drawn]]:
         self.num_steps += 1
         for source, destination in plan.copies:
             self.cells[destination] = list(self.cells[source])
         for row in plan.rows:  # all writes before all reads: rows of one step must not share what they write
             self._write(row)
+        if kv_written is not None:
+            kv_written()
         return [[self._draw(row, draw) for draw in row.draws] for row in plan.rows]
 
     def clear_tail(self, block: int, num_tokens: int) -> None:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from diptych.config import WeightForm
 from diptych.engine.engine import Engine
 from diptych.engine.interface import EngineRequest, Kind
 from diptych.engine.limits import Limits
@@ -24,10 +25,12 @@ def random_prompt(length: int, seed: int) -> list[int]:
 
 
 class Reference:
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, weights: WeightForm = "full") -> None:
         self._folder = ModelFolder(model)
         self._known: dict[tuple[tuple[int, ...], int], list[int]] = {}
-        self._runner = TorchRunner.load(self._folder, kv_cache_bytes=8 << 20, block_size=BLOCK, device="cpu", threads=1)
+        self._runner = TorchRunner.load(
+            self._folder, kv_cache_bytes=8 << 20, block_size=BLOCK, device="cpu", threads=1, weights=weights
+        )
 
     def tokens(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
         """Greedy and without a stop token. No KV is shared between calls."""

@@ -61,11 +61,36 @@ class Rows(Structure):
         return cls(heads.data_ptr(), heads.stride(0))
 
 
+class Int8Weights(Structure):
+    """A matrix of bytes with scales. `struct Int8Matrix` of int8.cpp."""
+
+    _fields_ = (
+        ("codes", c_void_p),
+        ("scales", c_void_p),
+        ("bias", c_void_p),
+        ("out_features", c_int64),
+        ("in_features", c_int64),
+    )
+
+
 SIGNATURES = {
     "diptych_attend": (POINTER(Geometry), POINTER(Step), c_int64, Rows, Rows, Rows, Rows, c_int),
     "diptych_add_norm": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float, c_int),
     "diptych_rotate": (c_void_p, c_int64, *[c_void_p] * 4, *[c_int64] * 4, c_float, c_int),
     "diptych_silu_mul": (c_void_p, c_void_p, c_int64, c_int64, c_int),
+    "diptych_packed_linear": (
+        c_void_p,
+        c_int64,
+        c_int64,
+        c_void_p,
+        c_int64,
+        c_int64,
+        c_void_p,
+        c_void_p,
+        c_int64,
+        c_int,
+    ),
+    "diptych_int8_linear": (POINTER(Int8Weights), c_void_p, c_int64, c_void_p, c_int),
 }
 
 
@@ -81,6 +106,10 @@ class Kernels:
         self.add_norm = library.diptych_add_norm
         self.rotate = library.diptych_rotate
         self.silu_mul = library.diptych_silu_mul
+        self.packed_linear = library.diptych_packed_linear
+        library.diptych_vector_floats.argtypes, library.diptych_vector_floats.restype = (), c_int64
+        self.vector_floats: int = library.diptych_vector_floats()
+        self.int8_linear = library.diptych_int8_linear
         self.task_tokens = library.diptych_task_tokens
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from fake_runner import EMPTY, FakeRunner, cells_of, reference
 
 from diptych.engine.engine import Engine
-from diptych.engine.interface import Drawn, EngineRequest, Kind, Plan, StepOutcome
+from diptych.engine.interface import Drawn, EngineRequest, Kind, Plan, ReadyBlocks, StepOutcome
 from diptych.engine.limits import Limits
 from diptych.messages import SamplingParams, Slot
 
@@ -30,9 +31,9 @@ class TimedRunner(FakeRunner):
         super().__init__(32, BLOCK_SIZE)
         self._clock = clock
 
-    def execute(self, plan: Plan) -> list[list[Drawn]]:
+    def execute(self, plan: Plan, kv_written: Callable[[], None] | None = None) -> list[list[Drawn]]:
         self._clock.now += plan.num_tokens * 1e-3
-        return super().execute(plan)
+        return super().execute(plan, kv_written)
 
 
 def engine_with(clock: Clock) -> tuple[Engine, TimedRunner]:
@@ -193,3 +194,30 @@ def test_the_state_of_queues_and_steps_can_be_seen() -> None:
         engine.step()
     assert engine.stats().num_held == 1
     assert engine.stats().num_running == 0
+
+
+def test_blocks_are_ready_before_their_step_draws() -> None:
+    """What is announced in the middle of a step is final, its tail clean, and it is announced once."""
+    engine, runner = engine_with(Clock())
+    early: list[tuple[int, list[int], bool]] = []
+
+    prompt = list(range(1, 23))  # two steps, and a last block half full
+    reference_cells = cells_of(prompt)
+
+    def on_ready(ready: list[ReadyBlocks]) -> None:
+        for each in ready:
+            early.append((each.first_index, each.blocks, each.last))
+            cells = [cell for block in each.blocks for cell in runner.cells[block]]
+            start = each.first_index * BLOCK_SIZE
+            assert cells[: len(prompt) - start] == reference_cells[start : start + len(cells)]
+            assert not any(cells[len(prompt) - start :])
+
+    engine.on_ready = on_ready
+    for cells in runner.cells:
+        cells[:] = [7] * BLOCK_SIZE  # a stranger's
+    engine.add(request("p", Kind.PREFILL, prompt))
+    late = [each for _ in range(2) for each in engine.step().ready]
+    assert [(first, len(blocks), last) for first, blocks, last in early] == [(0, 4, False), (4, 2, False)]
+    assert [(each.first_index, each.blocks, each.last) for each in late] == [(6, [], True)]
+    assert late[0].first_tokens
+    engine.check()

@@ -10,7 +10,7 @@ from diptych.engine.kv_cache import KVCache
 LAYERS, HEADS, BLOCK, DIM = 3, 2, 4, 8
 
 
-def make_cache(num_blocks: int = 5) -> KVCache:
+def make_cache(num_blocks: int = 5, num_scratch_blocks: int = 0) -> KVCache:
     return KVCache(
         capacity_bytes=num_blocks * LAYERS * 2 * HEADS * BLOCK * DIM * 4 + 7,  # a remainder too small for a block
         num_layers=LAYERS,
@@ -19,6 +19,7 @@ def make_cache(num_blocks: int = 5) -> KVCache:
         head_dim=DIM,
         dtype=torch.float32,
         device=torch.device("cpu"),
+        num_scratch_blocks=num_scratch_blocks,
     )
 
 
@@ -74,3 +75,14 @@ def test_copy_block() -> None:
 def test_refuses_less_than_one_block() -> None:
     with pytest.raises(ValueError, match="kv_cache_bytes is 7; one block of 4 tokens takes 1536 bytes"):
         make_cache(num_blocks=0)
+
+
+def test_scratch_blocks_lie_behind_the_pool_and_within_the_capacity() -> None:
+    cache = make_cache(num_blocks=5, num_scratch_blocks=1)
+    assert cache.num_blocks == 4
+    assert cache.scratch_block == 4
+    assert cache.pool.shape[0] == 5
+    with pytest.raises(ValueError, match="no scratch block"):
+        make_cache().scratch_block  # noqa: B018
+    with pytest.raises(ValueError, match="takes 1536 bytes, and 1 more are needed for padding"):
+        make_cache(num_blocks=1, num_scratch_blocks=1)

@@ -58,3 +58,16 @@ def test_silu_mul(ops: RowOps, size: int) -> None:
     out = ops.silu_mul(gate_up)
     torch.testing.assert_close(out, (gate * gate.sigmoid() * up).float(), rtol=2e-6, atol=1e-7)
     assert torch.equal(ops.silu_mul(gate_up[3:].clone())[0], out[3])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
+    """4,096 equal squares: added one by one in half precision, the sum would stop growing long before the end."""
+    hidden, weight = torch.full((2, 4096), 0.75, dtype=dtype), torch.ones(4096, dtype=dtype)
+    ops = TorchRowOps(EPS)
+    out = ops.add_norm(hidden.clone(), hidden.clone(), weight)
+    assert out.dtype is dtype
+    torch.testing.assert_close(out.float(), torch.ones(2, 4096), rtol=1e-2, atol=0)
+    heads, cos, sin = torch.randn(3, 6, 16).to(dtype), torch.ones(3, 1, 8).to(dtype), torch.zeros(3, 1, 8).to(dtype)
+    assert torch.equal(ops.rotate(heads, (2, 2), cos, sin, None), heads)
+    assert ops.silu_mul(heads.flatten(1)).dtype is dtype

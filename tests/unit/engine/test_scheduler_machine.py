@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from diptych.engine.interface import EngineRequest, Kind, ReadyBlocks, Reservation, StepOutcome
+from diptych.engine.interface import EngineRequest, Kind, Plan, ReadyBlocks, Reservation, StepOutcome
 from diptych.engine.limits import Limits
 from diptych.engine.scheduler import Scheduler
 from diptych.engine.sequence import finish_reason
@@ -81,6 +81,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         super().__init__()
         self.lives: dict[str, Life] = {}  # known to the scheduler
         self.quarantined: dict[str, list[int]] = {}
+        self.num_steps = 0
         self.stored: set[bytes] = set()
         self.num_added = 0
         self.now = 0.0
@@ -217,7 +218,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert had_work, "a step did something though has_work was false"
         assert plan.num_tokens <= self.limits.max_batch_tokens
         assert len(plan.rows) <= self.limits.max_running
-        drawn = self.runner.execute(plan) if plan.rows else []
+        drawn = self.runner.execute(plan, lambda: self._take_written(plan)) if plan.rows else []
         if data is not None and self.lives:
             request_id = data.draw(st.sampled_from(sorted(self.lives)))
             life = self.lives[request_id]
@@ -229,6 +230,14 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self._abort(request_id)
         self._take_in(self.scheduler.commit(plan, drawn))
         return True
+
+    def _take_written(self, plan: Plan) -> None:
+        """Every other step tells what is ready before it draws."""
+        self.num_steps += 1
+        if self.num_steps % 2:
+            for ready in self.scheduler.written(plan):
+                assert ready.blocks
+                self._take_ready(ready, early=True)
 
     def _take_in(self, outcome: StepOutcome) -> None:
         for update in outcome.updates:
@@ -266,14 +275,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(reservation.slots) == num_blocks - reservation.first_block > 0
         life.reservation = reservation
 
-    def _take_ready(self, ready: ReadyBlocks) -> None:
+    def _take_ready(self, ready: ReadyBlocks, *, early: bool = False) -> None:
         life = self.lives[ready.request_id]
         assert not life.held
         assert ready.first_index == life.request.first_block + len(life.announced)
         life.announced += ready.blocks
         life.held = ready.last
         num_blocks = -(-len(life.request.prompt) // BLOCK_SIZE)
-        assert ready.last == (life.request.first_block + len(life.announced) == num_blocks)
+        whole = life.request.first_block + len(life.announced) == num_blocks
+        assert ready.last == whole or (early and not ready.last)
         if ready.last:
             assert ready.first_tokens == life.first_tokens
             assert ready.finished == (None not in life.reasons)

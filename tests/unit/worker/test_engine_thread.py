@@ -65,7 +65,7 @@ async def test_stats_are_fresh_after_a_command_without_a_step(harness: Harness) 
 
 
 async def test_a_crash_of_the_engine_is_told(harness: Harness) -> None:
-    def broken(_plan: object) -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("bus error")
 
     harness.runner.execute = broken  # type: ignore[assignment, method-assign]
