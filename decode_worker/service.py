@@ -18,16 +18,17 @@ import msgspec
 from diptych import rpc
 from diptych.engine.interface import Kind, Reservation
 from diptych.engine.sequence import finish_reason
-from diptych.errors import BadRequest, Cancelled, DiptychError
+from diptych.errors import BadRequest, Cancelled, DiptychError, LegFailed
 from diptych.messages import Reserve, Revoke, Start, Started, Ticket, Update
 from diptych.worker.requests import Entry
 from diptych.worker.service import BaseService, Parts
-from kv_transfer.outcome import Arrival
-from kv_transfer.transfer import IncomingTransfer
+from kv_transfer.incoming import IncomingTransfer
+from kv_transfer.outcome import Arrival, Missed
 
 REVOKE_TIMEOUT_S = 5.0
 REVOKE_RETRY_S = 0.25
 REVOKE_LONGEST_RETRY_S = 4.0
+MAX_QUARANTINED_SHARE = 0.5  # of all blocks; with more than this the worker is of little use to anyone else
 
 
 class DecodeService(BaseService):
@@ -37,6 +38,7 @@ class DecodeService(BaseService):
         self._expected: dict[str, Reserve] = {}  # request id: its KV has been promised and has not arrived
         self._by_transfer: dict[str, str] = {}  # transfer id: request id, while expected
         self._arrivals: dict[str, Arrival] = {}  # request id: told with its first update
+        self._choked_since: float | None = None  # loop time: more than `MAX_QUARANTINED_SHARE` is quarantined
 
     async def reserve(self, request: Reserve) -> Ticket:
         """Waits until the blocks are there; the caller's deadline is the limit."""
@@ -116,6 +118,13 @@ class DecodeService(BaseService):
         if not entry.open_choices:
             self._on_finished(entry)
 
+    def on_missed(self, missed: Missed) -> None:
+        """The KV will not come: the request ends here, and the router tries it elsewhere."""
+        entry = self._requests.get(self._by_transfer.get(missed.transfer_id, ""))
+        if entry is not None:
+            reason = missed.refusal or missed.end
+            self._end_with(entry, LegFailed(f"the KV of transfer {missed.transfer_id} was not delivered: {reason}"))
+
     def _dress(self, entry: Entry, update: Update) -> Update:
         """The request's first update here tells what its transfer cost."""
         arrival = self._arrivals.pop(entry.request_id, None)
@@ -162,9 +171,27 @@ class DecodeService(BaseService):
                     self._parts.log.warning(
                         "revoke_failed", transfer=transfer_id, peer=promised.prefill_id, reason=error.code
                     )
+            self._watch_quarantine()
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, REVOKE_LONGEST_RETRY_S)
+        await self._transfers.settle()
         self._engine.post(lambda engine: engine.confirm_quiet(request_id))
+
+    def _watch_quarantine(self) -> None:
+        """Blocks that a stopped peer may still write to cannot be freed; a new process has memory of its own.
+
+        Called for as long as anything is quarantined, at least every `REVOKE_LONGEST_RETRY_S`.
+        """
+        stats, now = self._engine.stats, asyncio.get_running_loop().time()
+        if stats.blocks_quarantined <= MAX_QUARANTINED_SHARE * stats.blocks_total:
+            self._choked_since = None
+            return
+        self._choked_since = self._choked_since or now
+        if now - self._choked_since >= self._parts.config.quarantine_patience_s and not self.worn_out.is_set():
+            self._parts.log.error(
+                "quarantine_limit", blocks=stats.blocks_quarantined, of=stats.blocks_total, next="drain and be replaced"
+            )
+            self.worn_out.set()
 
 
 def _retrieve(grant: asyncio.Future[Reservation]) -> None:

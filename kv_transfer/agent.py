@@ -60,7 +60,8 @@ class TransferAgent(Protocol):
 
         Raises:
             PeerLost: the peer died.
-            TransferError: the peer is unknown, a block is outside its pool, or the post failed.
+            TransferError: the peer is unknown, a block is outside its pool, or the post failed. Bytes of a failed post
+                may land nevertheless.
         """
         ...
 
@@ -69,7 +70,7 @@ class TransferAgent(Protocol):
 
         Raises:
             PeerLost: the peer died; the write is terminal.
-            TransferError: the write failed; it is terminal.
+            TransferError: the write failed; it is terminal, but bytes of it may still land.
         """
         ...
 

@@ -45,6 +45,13 @@ def ucx_environment(transports: Sequence[str] = ("tcp", "sm", "self"), interface
         "UCX_TLS": ",".join(transports),
         "UCX_TCP_TX_SEG_SIZE": "256k",  # twice the throughput of the default 8k
         "UCX_TCP_RX_SEG_SIZE": "256k",
+        # A cut link is not an error to TCP for many minutes, and connecting over one would block the calling thread for
+        # two (docs/decisions/015).
+        "UCX_TCP_USER_TIMEOUT": "3s",  # ends a connection whose bytes stay unacknowledged for so long
+        "UCX_TCP_CONN_NB": "y",
+        "UCX_TCP_KEEPIDLE": "2s",
+        "UCX_TCP_KEEPINTVL": "1s",
+        "UCX_TCP_KEEPCNT": "3",
         "UCX_LOG_FILE": "stderr",
         "UCX_WARN_UNUSED_ENV_VARS": "n",
         "NIXL_LOG_LEVEL": "WARN",

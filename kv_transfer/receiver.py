@@ -1,6 +1,7 @@
 """The receiving half of a worker's transfers: checks deliveries against what was promised, and their bytes.
 
-A delivery that is refused is counted by reason and never acted on.
+A delivery that is refused is counted by reason and never acted on. Every delivery that names this worker rightly is
+answered, copies of old ones included, so that a pusher that lost the answer can stop.
 
 Knows nothing about agents, threads or event loops; the clock is given.
 """
@@ -8,16 +9,17 @@ Knows nothing about agents, threads or event loops; the clock is given.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 
-import msgspec
-
-from diptych.messages import Delivery
-from kv_transfer.checksum import Pool, checksums
-from kv_transfer.outcome import Arrival, Counters
-from kv_transfer.transfer import IncomingTransfer, Refusal
+from diptych.messages import Delivery, Receipt
+from kv_transfer.checksum import NO_CHECKS, Checks, Pool, checksum
+from kv_transfer.incoming import IncomingEnd, IncomingTransfer, Refusal
+from kv_transfer.outcome import Arrival, Counters, Missed
 
 log = logging.getLogger(__name__)
+
+MAX_SETTLED = 65_536  # answers remembered; one only matters while its pusher may send a copy, a request's deadline
 
 
 class Receiver:
@@ -25,18 +27,30 @@ class Receiver:
 
     def __init__(
         self,
+        worker_id: str,
         block_bytes: int,
         pool: Pool | None,
         counters: Counters,
         on_arrival: Callable[[Arrival], None],
+        on_missed: Callable[[Missed], None],
         clock: Callable[[], float],
+        checks: Checks = Checks(),  # noqa: B008 (frozen)
     ) -> None:
+        """
+        Args:
+            pool: None: no checksum is demanded or compared.
+            on_missed: called where a transfer that is expected turns out not to come.
+        """
+        self._worker_id = worker_id
         self._block_bytes = block_bytes
         self._pool = pool
         self._counters = counters
         self._on_arrival = on_arrival
+        self._on_missed = on_missed
         self._clock = clock
+        self._checks = checks if pool is not None else NO_CHECKS
         self._expected: dict[str, IncomingTransfer] = {}
+        self._settled: OrderedDict[str, IncomingTransfer] = OrderedDict()  # accepted, damaged or refused
 
     @property
     def active(self) -> bool:
@@ -46,24 +60,49 @@ class Receiver:
     def expect(self, incoming: IncomingTransfer) -> None:
         self._expected[incoming.transfer_id] = incoming
 
-    def forget(self, transfer_id: str) -> None:
-        self._expected.pop(transfer_id, None)
+    def forget(self, transfer_id: str, end: IncomingEnd = IncomingEnd.FORGOTTEN) -> None:
+        """Stop expecting, because the request ended (FORGOTTEN) or its deadline passed (EXPIRED). Idempotent."""
+        incoming = self._expected.pop(transfer_id, None)
+        if incoming is not None:
+            incoming.give_up(end)
+            self._counters.incoming[end] += 1
 
-    def receive(self, sender: str, payload: bytes) -> None:
-        """A notification arrived from peer `sender`."""
+    def lose_peer(self, peer_id: str) -> None:
+        """A pusher is proven dead: what it had not delivered will not come."""
+        for incoming in [each for each in self._expected.values() if each.prefill_id == peer_id]:
+            self.forget(incoming.transfer_id, IncomingEnd.PEER_LOST)
+            self._on_missed(Missed(incoming.transfer_id, IncomingEnd.PEER_LOST))
+
+    def receive(self, sender: str, delivery: Delivery) -> Receipt | None:
+        """A delivery arrived from peer `sender`. Returns what to answer."""
         arrived_at = self._clock()
-        try:
-            delivery = msgspec.msgpack.decode(payload, type=Delivery)
-        except msgspec.DecodeError:
-            self._counters.refused[Refusal.MALFORMED] += 1
-            return
-        incoming = self._expected.get(delivery.transfer_id)
-        refusal = incoming.accept(delivery, sender) if incoming else Refusal.UNKNOWN_TRANSFER
-        if refusal is not None:
-            self._counters.refused[refusal] += 1
-            log.warning("delivery of %s from %s refused: %s", delivery.transfer_id, sender, refusal)
-            return
+        incoming = self._expected.get(delivery.transfer_id) or self._settled.get(delivery.transfer_id)
+        if incoming is None:
+            return self._refuse(sender, delivery, self._stranger(sender, delivery))
+        refusal = incoming.accept(delivery, sender, self._checks.count(len(incoming.slots)))
+        if refusal is None:
+            return self._verify(incoming, sender, delivery, arrived_at)
+        if refusal.ends_the_promise:
+            self._settle(incoming)
+        receipt = self._refuse(sender, delivery, refusal, incoming.refusal)
+        if refusal.ends_the_promise:
+            self._on_missed(Missed(delivery.transfer_id, IncomingEnd.REFUSED, refusal, delivery))
+        return receipt
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        for transfer_id, incoming in (*self._expected.items(), *self._settled.items()):
+            incoming.check()
+            assert incoming.transfer_id == transfer_id
+            assert (incoming.end is None) == (transfer_id in self._expected)
+        assert not self._expected.keys() & self._settled.keys()
+
+    def _verify(self, incoming: IncomingTransfer, sender: str, delivery: Delivery, arrived_at: float) -> Receipt:
         bad_blocks = self._bad_blocks(delivery)
+        if bad_blocks:
+            incoming.damaged()
+            self._refuse(sender, delivery, Refusal.DAMAGED)
+        self._settle(incoming)
         verify_ms = (self._clock() - arrived_at) * 1_000
         arrival = Arrival(
             delivery=delivery,
@@ -71,14 +110,53 @@ class Receiver:
             num_bytes=len(delivery.slots) * self._block_bytes,
             transfer_ms=delivery.first_post_ms + verify_ms,
             exposed_ms=delivery.last_token_ms + verify_ms,
+            num_checked=sum(each is not None for each in delivery.checksums),
         )
         self._counters.count(arrival.num_bytes, arrival.transfer_ms / 1_000, failed=bool(bad_blocks))
         self._counters.exposed_transfer_seconds_total += arrival.exposed_ms / 1_000
         self._on_arrival(arrival)
+        return self._receipt(delivery, incoming.refusal)
 
     def _bad_blocks(self, delivery: Delivery) -> tuple[int, ...]:
         if self._pool is None:
             return ()
-        blocks = [slot.block for slot in delivery.slots]
-        arrived = zip(blocks, checksums(self._pool, blocks), delivery.checksums, strict=True)
-        return tuple(block for block, here, there in arrived if here != there)
+        checked = [
+            (slot.block, there)
+            for slot, there in zip(delivery.slots, delivery.checksums, strict=True)
+            if there is not None
+        ]
+        self._counters.blocks_verified_total += len(checked)
+        return tuple(block for block, there in checked if checksum(self._pool, block) != there)
+
+    def _settle(self, incoming: IncomingTransfer) -> None:
+        del self._expected[incoming.transfer_id]
+        assert incoming.end is not None
+        self._counters.incoming[incoming.end] += 1
+        self._settled[incoming.transfer_id] = incoming
+        if len(self._settled) > MAX_SETTLED:
+            self._settled.popitem(last=False)
+
+    def _stranger(self, sender: str, delivery: Delivery) -> Refusal:
+        """Why a delivery that nobody expects is refused."""
+        if delivery.decode_id != self._worker_id:
+            return Refusal.WRONG_DECODE
+        return Refusal.WRONG_PREFILL if delivery.prefill_id != sender else Refusal.UNKNOWN_TRANSFER
+
+    def _refuse(
+        self, sender: str, delivery: Delivery, refusal: Refusal, earlier: Refusal | None = None
+    ) -> Receipt | None:
+        """Count; answer unless the sender is not who it says or means another worker."""
+        self._counters.refused[refusal] += 1
+        if refusal is not Refusal.DUPLICATE:
+            log.warning("delivery of %s from %s refused: %s", delivery.transfer_id, sender, refusal)
+        if refusal in (Refusal.WRONG_DECODE, Refusal.WRONG_PREFILL):
+            return None
+        return self._receipt(delivery, earlier if refusal is Refusal.DUPLICATE else refusal)
+
+    def _receipt(self, delivery: Delivery, refusal: Refusal | None) -> Receipt:
+        return Receipt(
+            transfer_id=delivery.transfer_id,
+            decode_id=self._worker_id,
+            prefill_id=delivery.prefill_id,
+            refusal=refusal,
+        )

@@ -1,15 +1,24 @@
 """The life of one transfer, on both sides, as pure state machines.
 
 Prefill's side, `OutgoingTransfer`: blocks become ready in order, are written in pieces, and when the last write is
-done a notification follows. Its shell asks `advance(now)` what to do, does it at once, and reports what came of it:
+done a delivery follows. Its shell asks `advance(now)` what to do, does it at once, and reports what came of it:
 
-    ready(blocks…)──► advance ──► Post ──► write_done / write_failed ──► … ──► Notify ──► notified ──► DELIVERED
+    ready(blocks…)──► advance ──► Post ──► write_done / write_failed ──► … ──► Notify ──► notified
+                                                                                ▲            │ no receipt in time
+                                                                                └────────────┤
+                                                       DELIVERED, REFUSED ◄── receipt ───────┘
     abort, deadline, peer lost ──► nothing more is posted; `quiet` once every posted write is terminal
 
-A write cannot be cancelled (field of NIXL), so an ended transfer that still has writes in flight is not quiet: until it
-is, nobody may reuse the blocks it writes into.
+A notification may be lost, so the delivery is sent again until decode's receipt is here or the deadline; decode acts on
+it once and answers every copy. (Where receipts are off, a delivery is over when it is sent.)
 
-Decode's side, `IncomingTransfer`: one delivery is accepted, and only if it is exactly the promised one.
+A write cannot be cancelled (field of NIXL), so an ended transfer that still has writes in flight is not quiet: until it
+is, nobody may reuse the blocks it writes into. A write that *failed* is no better than one in flight: NIXL's UCX
+backend posts a list block by block and, when one fails, lets go of the others without waiting for them
+(`nixlUcxEngine::sendXferRange`, `nixlUcxBackendReqH::release`). Such a transfer is not `settled`: only the end of one
+of the two processes proves that nothing of it will land.
+
+Decode's side, `IncomingTransfer` (`kv_transfer.incoming`): one delivery is accepted, and only exactly the promised one.
 
 Knows no clock, thread, agent, memory or checksum algorithm.
 """
@@ -20,18 +29,26 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 
-from diptych.messages import Delivery, Slot
+from diptych.messages import Slot
 from kv_transfer.agent import BlockPair
+from kv_transfer.incoming import IncomingEnd, IncomingTransfer, Refusal
+
+__all__ = ["EndReason", "IncomingEnd", "IncomingTransfer", "Notify", "OutgoingTransfer", "Post", "Refusal"]
 
 MAX_BLOCKS_PER_WRITE = 16  # bounds how long one synchronous copy holds the transfer thread: ~2 ms of 737 kB blocks
 MAX_WRITES_IN_FLIGHT = 4  # keeps an asynchronous transport busy, and leaves little to wait for after an abort
+RESEND_S = 0.25  # far above a round trip and a verification, far below a deadline
+LONGEST_RESEND_S = 2.0  # it doubles up to this: a stopped peer finds few copies when it goes on
 
 
 class EndReason(StrEnum):
-    """Why an outgoing transfer ended."""
+    """Why an outgoing transfer ended. A closed set: it is a metric's label."""
 
     DELIVERED = "delivered"
+    REFUSED = "refused"  # decode has the delivery and will not use it
+    UNACKNOWLEDGED = "unacknowledged"  # all was sent, and no receipt came by the deadline
     ABORTED = "aborted"
     EXPIRED = "expired"  # the ticket ran out
     WRITE_FAILED = "write_failed"
@@ -39,48 +56,47 @@ class EndReason(StrEnum):
     BROKEN = "broken"  # the engine's blocks do not fit the ticket
 
 
-class Refusal(StrEnum):
-    """Why a delivery was not accepted. A closed set: it is a metric's label."""
-
-    MALFORMED = "malformed"
-    UNKNOWN_TRANSFER = "unknown_transfer"
-    WRONG_DECODE = "wrong_decode"  # meant for another incarnation
-    WRONG_PREFILL = "wrong_prefill"  # not from the worker the blocks were promised to
-    WRONG_SLOTS = "wrong_slots"  # other blocks, another order or another generation
-    WRONG_CHECKSUMS = "wrong_checksums"  # not one for each slot
-    WRONG_CHOICES = "wrong_choices"  # not one first token for each choice
-    DUPLICATE = "duplicate"
-
-
 @dataclass(frozen=True, slots=True)
 class Post:
     """Write these blocks; report `write_done` or `write_failed` with the id."""
 
     write_id: int
+    first_index: int  # of the first pair's slot among the ticket's slots
     pairs: tuple[BlockPair, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """Every block is at the peer: tell it. Report `notified` or `write_failed` with `write_id` None."""
+    """Every block is at the peer: tell it, maybe again. Report `notified` or `write_failed` with `write_id` None."""
 
     slots: tuple[Slot, ...]
-    checksums: tuple[int, ...]
+    checksums: tuple[int | None, ...]  # None: not checksummed
     first_tokens: tuple[int, ...]
 
 
 class OutgoingTransfer:
     """One push from a prefill worker into the slots of a ticket."""
 
-    def __init__(self, transfer_id: str, slots: Sequence[Slot], first_block: int, deadline: float) -> None:
+    def __init__(
+        self,
+        transfer_id: str,
+        slots: Sequence[Slot],
+        first_block: int,
+        deadline: float,
+        acknowledged: bool = False,
+    ) -> None:
         """
         Args:
             slots: decode's, for prompt blocks first_block.., in order.
-            deadline: on the clock of `advance`; nothing is posted from then on.
+            deadline: on the clock of `advance`, seconds; nothing is posted from then on.
+            acknowledged: decode answers deliveries: DELIVERED means received. Else it means sent.
         """
         self.transfer_id = transfer_id
         self.deadline = deadline
         self.end: EndReason | None = None
+        self.refusal: Refusal | None = None  # why REFUSED
+        self.settled = True  # False: a write failed over a connection that lives, so bytes of it may still land
+        self.num_sent = 0  # copies of the delivery
         self._slots = tuple(slots)
         self._first_block = first_block
         self._pairs: deque[BlockPair] = deque()  # ready, not posted
@@ -91,17 +107,21 @@ class OutgoingTransfer:
         self._num_posted = 0  # blocks
         self._next_write_id = 0
         self._checksums: list[int | None] = [None] * len(self._slots)
-        self._notifying = False
+        self._num_written = 0  # blocks
+        self._acknowledged = acknowledged
+        self._notify_at = -inf  # when the next copy is due, on the clock of `advance`
+        self._resend_s = RESEND_S
 
     @property
     def quiet(self) -> bool:
-        """Ended, and nothing of it can still land at the peer."""
+        """Ended, and every write is terminal. If it is `settled` too, nothing of it can still land at the peer."""
         return self.end is not None and not self._in_flight
 
     @property
     def busy(self) -> bool:
-        """`advance` may have something to do, or a posted write wants polling."""
-        return bool(self._in_flight or self._pairs or self._complete) and not self.quiet
+        """`advance` may have something to do, a posted write wants polling, or a receipt is about to come."""
+        fresh = self._complete and self.num_sent <= 1  # later copies keep no thread awake
+        return bool(self._in_flight or self._pairs or fresh) and not self.quiet
 
     @property
     def writes_in_flight(self) -> tuple[int, ...]:
@@ -126,37 +146,55 @@ class OutgoingTransfer:
     def advance(self, now: float) -> Post | Notify | None:
         """The next thing to do, at once. None: nothing until another event."""
         if self.end is None and now >= self.deadline:
-            self.end = EndReason.EXPIRED
-        if self.end is not None or self._notifying:
+            self.end = EndReason.UNACKNOWLEDGED if self.num_sent else EndReason.EXPIRED
+        if self.end is not None:
             return None
         if self._pairs:
             return self._post() if len(self._in_flight) < MAX_WRITES_IN_FLIGHT else None
-        if self._complete and not self._in_flight:
-            self._notifying = True
-            checksums = tuple(checksum for checksum in self._checksums if checksum is not None)
-            return Notify(self._slots, checksums, self._first_tokens)
+        if self._complete and not self._in_flight and now >= self._notify_at:
+            return Notify(self._slots, tuple(self._checksums), self._first_tokens)
         return None
 
-    def write_done(self, write_id: int, checksums: Sequence[int]) -> None:
-        """A posted write is in the peer's memory; `checksums` of its blocks, in order."""
+    def write_done(self, write_id: int, checksums: Sequence[int | None]) -> None:
+        """A posted write is in the peer's memory; `checksums` of its blocks, in order, None where not taken."""
         start = self._in_flight.pop(write_id)
         self._checksums[start : start + len(checksums)] = checksums
+        self._num_written += len(checksums)
 
     def write_failed(self, write_id: int | None) -> None:
-        """A write is terminal without success, or could not be posted; None: the notification could not be sent."""
+        """A write ended without success, or could not be posted; None: the notification could not be sent."""
         if write_id is not None:
             self._in_flight.pop(write_id)
+            self.settled = False
         self.end = self.end or EndReason.WRITE_FAILED
 
-    def notified(self) -> None:
-        self.end = self.end or EndReason.DELIVERED
+    def notified(self, now: float) -> None:
+        """A copy of the delivery was sent."""
+        self.num_sent += 1
+        self._notify_at = now + self._resend_s
+        self._resend_s = min(2 * self._resend_s, LONGEST_RESEND_S)
+        if not self._acknowledged:
+            self.end = self.end or EndReason.DELIVERED
+
+    def receipt(self, refusal: Refusal | None) -> bool:
+        """Decode answered: it took the delivery (None) or will not. False: it can have had none to answer."""
+        if not self.num_sent:
+            return False
+        if self.end is None:
+            self.end = EndReason.DELIVERED if refusal is None else EndReason.REFUSED
+            self.refusal = refusal
+        return True
 
     def abort(self) -> None:
         """Post nothing more. Idempotent."""
         self.end = self.end or EndReason.ABORTED
 
     def peer_lost(self) -> None:
-        """The peer's process is gone, and its memory with it: every write is terminal."""
+        """The peer's process is gone, and its memory with it, or the connection to it is: every write is terminal.
+
+        A broken connection sends nothing more. What left before lies in the peer's socket at most; it takes that in
+        before it frees a block (`TransferPump.settle`).
+        """
         self._in_flight.clear()
         self.end = self.end or EndReason.PEER_LOST
 
@@ -164,62 +202,19 @@ class OutgoingTransfer:
         """Assert the invariants."""
         assert self._num_posted + len(self._pairs) == self._num_ready <= len(self._slots)
         assert len(self._in_flight) <= MAX_WRITES_IN_FLIGHT
-        assert not self._notifying or not (self._pairs or self._in_flight)
-        if self.end is EndReason.DELIVERED:
+        assert not self.num_sent or not (self._pairs or self._in_flight)
+        assert (self.refusal is not None) == (self.end is EndReason.REFUSED)
+        if self.num_sent:
             assert self._complete
-            assert None not in self._checksums
+            assert self._num_written == len(self._slots)
+        if self.end in (EndReason.DELIVERED, EndReason.REFUSED, EndReason.UNACKNOWLEDGED):
+            assert self.num_sent
 
     def _post(self) -> Post:
         pairs = tuple(self._pairs.popleft() for _ in range(min(MAX_BLOCKS_PER_WRITE, len(self._pairs))))
         write_id = self._next_write_id
         self._next_write_id += 1
-        self._in_flight[write_id] = self._num_posted
+        first_index = self._num_posted
+        self._in_flight[write_id] = first_index
         self._num_posted += len(pairs)
-        return Post(write_id, pairs)
-
-
-class IncomingTransfer:
-    """One promise of a decode worker's slots, waiting for its delivery."""
-
-    def __init__(
-        self,
-        transfer_id: str,
-        decode_id: str,
-        prefill_id: str,
-        slots: Sequence[Slot],
-        num_choices: int | None = None,
-    ) -> None:
-        """
-        Args:
-            num_choices: first tokens the delivery must hold; None: any number.
-        """
-        self.transfer_id = transfer_id
-        self.slots = tuple(slots)
-        self.accepted = False
-        self._decode_id = decode_id
-        self._prefill_id = prefill_id
-        self._num_choices = num_choices
-
-    def accept(self, delivery: Delivery, sender: str) -> Refusal | None:
-        """Take the delivery (None) or say why not. `sender` is who the transport says sent it."""
-        refusal = self._refusal(delivery, sender)
-        if refusal is None:
-            self.accepted = True
-        return refusal
-
-    def _refusal(self, delivery: Delivery, sender: str) -> Refusal | None:
-        if delivery.transfer_id != self.transfer_id:
-            return Refusal.UNKNOWN_TRANSFER
-        if delivery.decode_id != self._decode_id:
-            return Refusal.WRONG_DECODE
-        if delivery.prefill_id != self._prefill_id or sender != self._prefill_id:
-            return Refusal.WRONG_PREFILL
-        if tuple(delivery.slots) != self.slots:
-            return Refusal.WRONG_SLOTS
-        if len(delivery.checksums) != len(self.slots):
-            return Refusal.WRONG_CHECKSUMS
-        if self._num_choices is not None and len(delivery.first_tokens) != self._num_choices:
-            return Refusal.WRONG_CHOICES
-        if self.accepted:
-            return Refusal.DUPLICATE
-        return None
+        return Post(write_id, first_index, pairs)

@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 from diptych.errors import InternalError
 from diptych.messages import PeerHello, Ticket
 from kv_transfer.agent import TransferAgent, TransferError
-from kv_transfer.checksum import Pool
+from kv_transfer.checksum import Checks, Pool
+from kv_transfer.incoming import IncomingTransfer
 from kv_transfer.layout import KVLayout, check_compatible
-from kv_transfer.outcome import Arrival, Counters, Pushed
+from kv_transfer.outcome import Arrival, Counters, Missed, Pushed
 from kv_transfer.pump import TransferPump
-from kv_transfer.transfer import IncomingTransfer
 
 log = logging.getLogger(__name__)
 
@@ -42,23 +42,28 @@ class TransferThread:
         pool: Pool | None,
         make_agent: Callable[[], TransferAgent],
         on_delivery: Callable[[Arrival], None],
-        verify: bool = True,
+        on_missed: Callable[[Missed], None] = lambda missed: None,
+        checks: Checks = Checks(),  # noqa: B008 (frozen)
     ) -> None:
         """
         Args:
             pool: the blocks of `layout`, uint8 [num_blocks, block_bytes]; None where the CPU cannot read them.
             make_agent: called on the thread.
-            on_delivery: called on the loop, once for each transfer that was expected and not forgotten.
-            verify: checksum blocks when pushing and compare when receiving.
+            on_delivery: called on the loop, once for each transfer that was expected and not forgotten,
+            on_missed: or this, where it will not be delivered.
+            checks: the share of blocks that is checksummed when pushing and demanded when receiving.
         """
         self.counters = Counters()
         self.ended = asyncio.Event()  # set when the thread is gone; a worker without it cannot go on
         self.error: Exception | None = None  # why it ended, if not by `stop`
+        self.on_unanswered: Callable[[str], object] = lambda peer_id: None  # see `TransferPump`; called on the loop
         self._worker_id = worker_id
         self._layout = layout
-        self._pool = pool if verify else None
+        self._pool = pool
+        self._checks = checks
         self._make_agent = make_agent
         self._on_delivery = on_delivery
+        self._on_missed = on_missed
         self._commands: queue.SimpleQueue[Callable[[TransferPump], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="kv-transfer", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -108,6 +113,10 @@ class TransferThread:
             await self._call(lambda pump: pump.add_peer(hello))
             self._peers.add(hello.worker_id)
 
+    async def settle(self) -> None:
+        """Take in whatever peers' bytes have reached this machine, see `TransferPump.settle`."""
+        await self._call(lambda pump: pump.settle())
+
     async def lose_peer(self, peer_id: str) -> None:
         """The peer's process is proven dead: its transfers end now and are quiet."""
         self._peers.discard(peer_id)
@@ -125,10 +134,13 @@ class TransferThread:
         at = time.monotonic()
         self._put(lambda pump: pump.pusher.ready(transfer_id, first_index, list(blocks), last, list(first_tokens), at))
 
-    async def abort(self, transfer_id: str) -> None:
-        """Returns when nothing of the transfer is in flight, and nothing of it will ever be posted. Idempotent."""
+    async def abort(self, transfer_id: str) -> Pushed:
+        """Returns when nothing of the transfer is in flight, and nothing of it will ever be posted. Idempotent.
+
+        Its slots may be reused only if what is returned is `settled`.
+        """
         quiet: asyncio.Future[Pushed] = self._promise(lambda pump, settle: pump.pusher.abort(transfer_id, settle))
-        await quiet
+        return await quiet
 
     def expect(self, incoming: IncomingTransfer) -> None:
         self._expected.add(incoming.transfer_id)
@@ -179,6 +191,13 @@ class TransferThread:
         if arrival.delivery.transfer_id in self._expected:
             self._on_delivery(arrival)
 
+    def _missed(self, missed: Missed) -> None:
+        if missed.transfer_id in self._expected:
+            self._on_missed(missed)
+
+    def _unanswered(self, peer_id: str) -> None:
+        self.on_unanswered(peer_id)
+
     # -- on the thread
 
     def _run(self) -> None:
@@ -200,21 +219,39 @@ class TransferThread:
         def on_arrival(arrival: Arrival) -> None:
             self._post(self._arrived, arrival)
 
-        pump = TransferPump(agent, self._layout.block_bytes, self._pool, on_arrival, time.monotonic)
+        pump = TransferPump(
+            agent,
+            self._layout.block_bytes,
+            self._pool,
+            on_arrival,
+            time.monotonic,
+            checks=self._checks,
+            acknowledged=True,
+            on_missed=lambda missed: self._post(self._missed, missed),
+            on_lost=lambda peer_id: self._post(self._peers.discard, peer_id),
+            on_unanswered=lambda peer_id: self._post(self._unanswered, peer_id),
+        )
         self.counters = pump.counters
         return pump
 
     def _serve(self, pump: TransferPump) -> None:
+        # A promise was queued before its delivery was sent, so it must be known before that is acted on.
+        pump.before_acting = lambda: self._obey(pump, 0.0)
         wait_s = 0.0
-        while True:
-            try:
-                command = self._commands.get(timeout=wait_s) if wait_s else self._commands.get_nowait()
-                while command is not None:
-                    command(pump)
-                    command = self._commands.get_nowait()
-                return
-            except queue.Empty:
-                wait_s = 0.0 if pump.step() else pump.wait_s()
+        while self._obey(pump, wait_s):
+            wait_s = 0.0 if pump.step() else pump.wait_s()
+
+    def _obey(self, pump: TransferPump, wait_s: float) -> bool:
+        """Run every waiting command; wait up to `wait_s` for a first one. False: told to stop."""
+        try:
+            command = self._commands.get(timeout=wait_s) if wait_s else self._commands.get_nowait()
+            while command is not None:
+                command(pump)
+                command = self._commands.get_nowait()
+        except queue.Empty:
+            return True
+        self._commands.put(None)  # for whoever asks next
+        return False
 
     def _end(self, error: Exception | None) -> None:
         self.error = error

@@ -17,7 +17,6 @@ from diptych.messages import LEG_OVER, Revoke, Revoked, Start, Started, Ticket, 
 from diptych.worker.requests import Entry, Fence
 from diptych.worker.service import BaseService, Parts
 from kv_transfer.outcome import Pushed
-from kv_transfer.transfer import EndReason
 
 
 class PrefillService(BaseService):
@@ -55,7 +54,11 @@ class PrefillService(BaseService):
         entry = self._requests.get(self._by_transfer.get(request.transfer_id, ""))
         if entry is not None:
             self._end_with(entry, LegFailed("the decode worker revoked the transfer"))
-        await self._transfers.abort(request.transfer_id)
+        pushed = await self._transfers.abort(request.transfer_id)
+        if not pushed.settled:  # only the end of this process proves that they will not, and decode needs its blocks
+            self._parts.log.error("write_failed", transfer=request.transfer_id, next="drain and be replaced")
+            self.worn_out.set()
+            raise LegFailed(f"a write of transfer {request.transfer_id} failed; bytes of it may still land")
         return Revoked(request.transfer_id)
 
     def _on_ready(self, ready: ReadyBlocks) -> None:
@@ -75,14 +78,12 @@ class PrefillService(BaseService):
         result = await pushed
         if self._requests.get(entry.request_id) is not entry:
             return
-        if result.end is EndReason.DELIVERED:
+        if result.handed_over:
             self._requests.close(entry.request_id)
             self.outbox.send(entry.router_id, [Update(entry.request_id, LEG_OVER, 0, [])])
             self._release(entry)
             return
         self._end_with(entry, LegFailed(f"the KV transfer to {ticket.decode_id} ended: {result.end}"))
-        if result.end is EndReason.PEER_LOST:
-            await self._parts.peers.forget(ticket.decode_id)  # whoever lives on is met anew
 
     def _release(self, entry: Entry) -> None:
         self._engine.post(lambda engine: engine.hold(entry.request_id))

@@ -28,6 +28,7 @@ KEYS = {  # every attribute there may be
     "diptych.decode",
     "diptych.placement",
     "diptych.expected_ms",
+    "diptych.retries",
     "diptych.prompt_tokens.computed",
     "diptych.prompt_tokens.local_cache",
     "diptych.queue_ms",

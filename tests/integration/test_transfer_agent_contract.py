@@ -160,6 +160,60 @@ def test_wrong_metadata_is_refused(pair: Pair) -> None:
         pair.source.add_peer(pair.target_layout.hello("someone-else", pair.target.metadata()))
 
 
+def test_a_finished_write_stays_finished(met: Pair) -> None:
+    handle = met.source.post_write(met.target.name, [(0, 0)])
+    met.finish(handle)
+    assert met.source.poll(handle) is WriteState.DONE
+    met.source.release(handle)
+
+
+def test_many_writes_at_once_do_not_mix(met: Pair) -> None:
+    handles = [met.source.post_write(met.target.name, [(block, 7 - block)]) for block in range(8)]
+    for handle in reversed(handles):
+        met.finish(handle)
+        met.source.release(handle)
+    np.testing.assert_array_equal(met.target_pool, met.source_pool[::-1])
+
+
+def test_a_write_may_be_released_before_anybody_asked_for_it(met: Pair) -> None:
+    handle = met.source.post_write(met.target.name, [(0, 0), (1, 1)])
+    met.source.release(handle)
+    later = met.source.post_write(met.target.name, [(2, 2)])
+    met.finish(later)
+    met.source.release(later)
+    np.testing.assert_array_equal(met.target_pool[2], met.source_pool[2])
+
+
+def test_a_block_may_be_written_again(met: Pair) -> None:
+    for source in (0, 1):
+        handle = met.source.post_write(met.target.name, [(source, 3)])
+        met.finish(handle)
+        met.source.release(handle)
+    np.testing.assert_array_equal(met.target_pool[3], met.source_pool[1])
+
+
+def test_a_notification_may_be_answered(met: Pair) -> None:
+    met.source.send_notification(met.target.name, b"delivered")
+    assert met.receive() == [(met.source.name, b"delivered")]
+    met.target.send_notification(met.source.name, b"received")
+    for _ in range(MAX_POLLS):
+        met.target.take_notifications()
+        if received := met.source.take_notifications():
+            break
+    assert received == [(met.target.name, b"received")]
+
+
+def test_an_empty_handed_poll_is_no_error(pair: Pair) -> None:
+    assert pair.source.take_notifications() == []
+    pair.source.remove_peer("never met")
+
+
+def test_closing_with_a_write_unfinished(met: Pair) -> None:
+    met.source.post_write(met.target.name, [(0, 0)])
+    met.source.close()
+    met.target.take_notifications()
+
+
 def test_close_twice(pair: Pair) -> None:
     pair.source.close()
     pair.source.close()

@@ -60,7 +60,7 @@ def ticket_for(decode: DecodeProcess, slots: list[Slot], transfer_id: str = "t1"
 
 
 async def meet(prefill: TransferThread, decode: DecodeProcess) -> None:
-    """Only the pushing side needs the other's address."""
+    decode.send(Meet(prefill.hello))  # or its receipts find no way
     await prefill.add_peer(decode.hello)
 
 
@@ -88,7 +88,6 @@ async def test_a_push_in_chunks_arrives_verified(prefill: TransferThread, decode
 
 
 async def test_a_push_of_nothing_still_hands_over(prefill: TransferThread, decode: DecodeProcess) -> None:
-    decode.send(Meet(prefill.hello))  # both know each other
     await meet(prefill, decode)
     decode.send(Expect("t1", prefill.hello.worker_id, []))
     pushed = prefill.push(ticket_for(decode, [], first_block=4))
@@ -103,10 +102,11 @@ async def test_a_stale_slot_is_refused_and_the_next_transfer_works(
     await meet(prefill, decode)
     decode.send(Expect("stale", prefill.hello.worker_id, [Slot(0, 2)]))
     decode.send(Expect("fresh", prefill.hello.worker_id, [Slot(1, 2)]))
+    ends = {"stale": EndReason.REFUSED, "fresh": EndReason.DELIVERED}
     for transfer_id, slot in (("stale", Slot(0, 1)), ("fresh", Slot(1, 2))):
         pushed = prefill.push(ticket_for(decode, [slot], transfer_id))
         prefill.ready(transfer_id, 0, [5], last=True, first_tokens=[1])
-        assert (await asyncio.wait_for(pushed, 10)).end is EndReason.DELIVERED
+        assert (await asyncio.wait_for(pushed, 10)).end is ends[transfer_id]
 
     arrived = await asyncio.to_thread(decode.receive)
     assert arrived.transfer_id == "fresh"

@@ -46,6 +46,7 @@ class ProcessCluster:
         worker: fields of `WorkerConfig` to change.
         by_role: the same, for one role only.
         router: fields of `RouterConfig` to change.
+        before: what is put before the commands of one role's workers, e.g. to run them on another host.
     """
 
     model: Path
@@ -56,6 +57,7 @@ class ProcessCluster:
     worker: dict[str, Any] = field(default_factory=dict)
     by_role: dict[Role, dict[str, Any]] = field(default_factory=dict)
     router: dict[str, Any] = field(default_factory=dict)
+    before: dict[Role, tuple[str, ...]] = field(default_factory=dict)
 
     async def __aenter__(self) -> ProcessCluster:
         self.name = f"test-{uuid4().hex[:8]}"
@@ -112,7 +114,7 @@ class ProcessCluster:
             redis_url=self.redis_url,
             **{**defaults, **self.worker, **self.by_role.get(role, {})},
         )
-        process = await spawn(f"{role}_worker", config, WorkerRecord, self.logs)
+        process = await spawn(f"{role}_worker", config, WorkerRecord, self.logs, self.before.get(role, ()))
         self.workers.append(process)
         return process
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,11 @@ class Process:
         await self.process.wait()
 
 
-async def spawn(module: str, config: Any, record_type: type[Any], logs: Path) -> Process:
+async def spawn(module: str, config: Any, record_type: type[Any], logs: Path, before: Sequence[str] = ()) -> Process:
     """`python -m module` with its configuration; returns when it has said that it is ready.
+
+    Args:
+        before: put before the command, e.g. to run it on another host; it must keep the pid.
 
     Raises:
         RuntimeError: it ended instead; the message has its log.
@@ -41,6 +45,7 @@ async def spawn(module: str, config: Any, record_type: type[Any], logs: Path) ->
     log = logs / f"{module}-{uuid4().hex[:6]}.log"
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
+            *before,
             sys.executable,
             "-m",
             module,

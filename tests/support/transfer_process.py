@@ -31,6 +31,10 @@ class Expect(msgspec.Struct, tag=True):
     slots: list[Slot]
 
 
+class Done(msgspec.Struct, tag=True):
+    """The last message has been acted on."""
+
+
 class Arrived(msgspec.Struct, tag=True):
     transfer_id: str
     first_tokens: list[int]
@@ -42,7 +46,7 @@ class Arrived(msgspec.Struct, tag=True):
     refused: dict[str, int]
 
 
-_decode = msgspec.msgpack.Decoder(Meet | Expect | Arrived).decode
+_decode = msgspec.msgpack.Decoder(Meet | Expect | Done | Arrived).decode
 
 
 class DecodeProcess:
@@ -54,7 +58,9 @@ class DecodeProcess:
         self.hello = msgspec.msgpack.decode(pipe.recv_bytes(), type=PeerHello)
 
     def send(self, message: Meet | Expect) -> None:
+        """Returns when it has been acted on."""
         self._pipe.send_bytes(msgspec.msgpack.encode(message))
+        assert isinstance(_decode(self._pipe.recv_bytes()), Done)
 
     def receive(self, timeout_s: float = 10.0) -> Arrived:
         if not self._pipe.poll(timeout_s):
@@ -117,3 +123,4 @@ async def _serve(pipe: Connection, worker_id: str, num_blocks: int, block_bytes:
             thread.expect(
                 IncomingTransfer(message.transfer_id, worker_id, message.prefill_id, message.slots, num_choices=1)
             )
+        pipe.send_bytes(msgspec.msgpack.encode(Done()))

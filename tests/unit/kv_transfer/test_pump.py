@@ -3,74 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-import msgspec
 import numpy as np
 import pytest
-from transfer_peers import layout_of, make_pool
+from transfer_pair import SLOTS, Pair, ticket
 
-from diptych.messages import Delivery, Slot, Ticket
 from kv_transfer.agent import TransferError
-from kv_transfer.checksum import Pool
-from kv_transfer.fake_agent import Fabric, FakeAgent, Faults
-from kv_transfer.outcome import Arrival, Pushed
-from kv_transfer.pump import IDLE_POLL_S, POLL_S, TransferPump
-from kv_transfer.transfer import EndReason, IncomingTransfer, Refusal
-
-SLOTS = [Slot(4, 1), Slot(2, 1), Slot(6, 9)]
-
-
-@dataclass
-class Side:
-    pool: Pool
-    agent: FakeAgent
-    pump: TransferPump
-    arrivals: list[Arrival] = field(default_factory=list)
-    ended: list[Pushed] = field(default_factory=list)
-
-
-class Pair:
-    def __init__(self) -> None:
-        self.now = 0.0
-        fabric = Fabric()
-        self.prefill = self._side("prefill", make_pool(), fabric)
-        self.decode = self._side("decode", make_pool(fill=0), fabric)
-        for here, there in ((self.prefill, self.decode), (self.decode, self.prefill)):
-            here.pump.add_peer(layout_of(there.pool).hello(there.agent.name, there.agent.metadata()))
-
-    def _side(self, name: str, pool: Pool, fabric: Fabric) -> Side:
-        agent = FakeAgent(name, pool, fabric, Faults())
-        arrivals: list[Arrival] = []
-        pump = TransferPump(agent, pool.shape[1], pool, arrivals.append, lambda: self.now)
-        return Side(pool, agent, pump, arrivals)
-
-    @property
-    def faults(self) -> Faults:
-        return self.prefill.agent.faults
-
-    def begin(self, ready: bool = True) -> None:
-        self.decode.pump.receiver.expect(IncomingTransfer("t", "decode", "prefill", SLOTS, num_choices=1))
-        self.prefill.pump.pusher.push(ticket(), 0.0, self.prefill.ended.append)
-        if ready:
-            self.prefill.pump.pusher.ready("t", 0, [0, 1, 2], True, [7], self.now)
-
-    def step(self, count: int = 12) -> None:
-        for _ in range(count):
-            self.now += 0.001
-            self.prefill.pump.step()
-            self.decode.pump.step()
-
-    def aborted(self) -> list[Pushed]:
-        outcomes: list[Pushed] = []
-        self.prefill.pump.pusher.abort("t", outcomes.append)
-        return outcomes
-
-
-def ticket(transfer_id: str = "t", ttl_ms: int = 1_000) -> Ticket:
-    return Ticket(
-        transfer_id=transfer_id, decode_id="decode", decode_address="", first_block=0, slots=SLOTS, ttl_ms=ttl_ms
-    )
+from kv_transfer.outcome import Pushed
+from kv_transfer.pump import IDLE_POLL_S, POLL_S
+from kv_transfer.transfer import EndReason, Refusal
 
 
 @pytest.fixture
@@ -112,6 +53,8 @@ def test_a_flipped_bit_is_found_in_the_right_block(pair: Pair) -> None:
     pair.step()
     assert pair.decode.arrivals[0].bad_blocks == (4, 2, 6)
     assert pair.decode.pump.counters.transfers_failed_total == 1
+    assert pair.decode.pump.counters.refused == {Refusal.DAMAGED: 1}
+    assert pair.decode.missed == []  # the arrival says it
 
 
 def fail_posts(pair: Pair) -> None:
@@ -148,7 +91,12 @@ def test_failures_end_a_push_and_nothing_is_delivered(
     assert [pushed.end for pushed in pair.prefill.ended] == [end]
     assert pair.decode.arrivals == []
     assert pair.prefill.pump.counters.transfers_failed_total == 1
-    assert [pushed.end for pushed in pair.aborted()] == [EndReason.ABORTED]  # quiet long since
+    assert pair.prefill.pump.counters.outgoing == {end: 1}
+    # Quiet long since. But what became of the bytes of a write that failed while its connection lived is not known.
+    settled = end in (EndReason.EXPIRED, EndReason.PEER_LOST)
+    for _ in range(2):
+        assert pair.aborted() == [Pushed(EndReason.ABORTED, settled=settled)]
+    assert pair.prefill.ended[0].settled is settled
 
 
 def test_an_abort_is_quiet_only_when_the_write_is_terminal(pair: Pair) -> None:
@@ -221,38 +169,6 @@ def test_a_lost_notification_leaves_decode_waiting(pair: Pair) -> None:
     pair.begin()
     pair.step()
     assert [pushed.end for pushed in pair.prefill.ended] == [EndReason.DELIVERED]
-    assert pair.decode.arrivals == []
-    assert pair.decode.pump.receiver.active
-
-
-@pytest.mark.parametrize(
-    ("payload", "reason"),
-    [
-        (b"", Refusal.MALFORMED),
-        (b"\xc1", Refusal.MALFORMED),
-        (msgspec.msgpack.encode({"transfer_id": "t"}), Refusal.MALFORMED),
-        (
-            msgspec.msgpack.encode(
-                Delivery(
-                    transfer_id="t",
-                    decode_id="decode",
-                    prefill_id="prefill",
-                    slots=[Slot(10**6, 1)],
-                    checksums=[0],
-                    first_tokens=[1],
-                    first_post_ms=0,
-                    last_token_ms=0,
-                )
-            ),
-            Refusal.WRONG_SLOTS,
-        ),
-    ],
-)
-def test_nonsense_is_counted_and_changes_nothing(pair: Pair, payload: bytes, reason: Refusal) -> None:
-    pair.begin(ready=False)
-    pair.prefill.agent.send_notification("decode", payload)
-    pair.step()
-    assert pair.decode.pump.counters.refused == {reason: 1}
     assert pair.decode.arrivals == []
     assert pair.decode.pump.receiver.active
 

@@ -45,6 +45,7 @@ async def workers() -> AsyncIterator[Workers]:
     decode = make_thread("decode", target, lambda: FakeAgent("decode", target, fabric), arrivals)
     await asyncio.gather(prefill.start(), decode.start())
     await prefill.add_peer(decode.hello)
+    await decode.add_peer(prefill.hello)  # or its receipts find no way
     yield Workers(prefill, decode, faults, arrivals)
     await asyncio.gather(prefill.stop(), decode.stop())
 
