@@ -11,7 +11,8 @@ tokenizers, blocks in memory or Redis.
 
 from __future__ import annotations
 
-import struct
+import sys
+from array import array
 from collections.abc import Sequence
 
 from blake3 import blake3
@@ -23,6 +24,7 @@ KEY_BYTES = 32
 _KEY_CONTEXT = "diptych 2026 kv block hash chain, version 1"  # BLAKE3 derive_key: fixed and unique to this use
 _ROOT = bytes(HASH_BYTES)
 _TOKEN_BYTES = 4
+assert array("I").itemsize == _TOKEN_BYTES
 
 
 def hash_key(model_fingerprint: str, scope: bytes = b"") -> bytes:
@@ -61,16 +63,20 @@ def _chain(key: bytes, tokens: Sequence[int], block_size: int, parent: bytes | N
     stride = block_size * _TOKEN_BYTES
     hashes = []
     hasher = blake3(key=key)  # one hasher, reset for every block: 1.5 times faster than one object a block
+    reset, update, digest_of = hasher.reset, hasher.update, hasher.digest
     for start in range(0, len(packed) - stride + 1, stride):
-        hasher.reset()
-        hasher.update(digest + packed[start : start + stride])
-        digest = hasher.digest(HASH_BYTES)
+        reset()
+        update(digest + packed[start : start + stride])
+        digest = digest_of(HASH_BYTES)
         hashes.append(digest)
     return hashes
 
 
 def _pack(tokens: Sequence[int]) -> bytes:
     try:
-        return struct.pack(f"<{len(tokens)}I", *tokens)
-    except struct.error as error:
+        packed = array("I", tokens)  # twice as quick as struct.pack
+    except (OverflowError, TypeError) as error:
         raise ValueError(f"token ids are integers from 0 to 2**32 - 1: {error}") from None
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()

@@ -1,130 +1,220 @@
-"""Keeps the prefix index up to date from the workers' event streams in Redis.
+"""Keeps the prefix index up to date from the workers' event logs in Redis.
 
-One task reads all streams with one blocking XREAD. A worker that joins, or whose log has a gap, is brought up to date
-by its snapshot and the stream from there on. While Redis is away the index keeps its last view and `degraded` says so;
+One task reads all streams with one blocking XREAD. A worker that joins is loaded from its snapshot and read on from
+there; so is one whose log has a gap, or whose digest says that the index silently believes something else. If that does
+not help, the worker is asked for a new log. While Redis is away the index keeps its last view and `degraded` says so;
 when it is back every worker is brought up to date again.
 
-Knows nothing about matching or placement.
+Requests never wait for any of this: they ask the index. Knows nothing about matching or placement.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
 
 from diptych.membership import REDIS_ERRORS, SOCKET_TIMEOUT_S, stop_if_cancelled
-from kv_transfer.schema import EVENTS_FIELD, STREAM_START, EventBatch, Snapshot, events_key, snapshot_key
+from kv_transfer.schema import (
+    EVENTS_FIELD,
+    WANTED_TTL_MS,
+    EventBatch,
+    Snapshot,
+    events_key,
+    snapshot_key,
+    stream_id,
+    wanted_key,
+)
 from router.prefix_index import Applied, PrefixIndex
 
 log = logging.getLogger(__name__)
 
 BLOCK_MS = 500  # one XREAD; below the socket's time-out, and a worker that joins waits no longer than this
 assert BLOCK_MS / 1_000 < SOCKET_TIMEOUT_S
-BATCHES_PER_READ = 256  # of one stream
-RETRY_S = 0.1  # after an error, and after a snapshot that did not close a gap
+BATCHES_PER_READ = 64  # of one stream
+SNAPSHOTS_PER_READ = 8
+GATHER_S = 0.003  # between two reads: what arrives meanwhile is read together
+RETRY_S = 0.1  # after an error, and while a worker's snapshot is missing
 
 _decode_batch = msgspec.msgpack.Decoder(EventBatch).decode
 _decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 
 
 class IndexReader:
-    """Feeds one `PrefixIndex`. `set_workers` says whose streams to read, `run` reads them."""
+    """Feeds one `PrefixIndex`. `set_workers` says whose logs to read, `run` reads them."""
 
-    def __init__(self, redis: Redis, cluster: str, index: PrefixIndex) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        cluster: str,
+        index: PrefixIndex,
+        observe_lag: Callable[[float], None] = lambda lag_s: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        Args:
+            observe_lag: told for every batch how old its first event was, in seconds, when it could be matched.
+            clock: unix seconds; the lag is as right as the workers' clocks and this one agree.
+        """
         self.index = index
         self.degraded = "not read yet"  # why the index may be old; empty: it is not
-        self.resyncs_total = 0
         self.batches_total = 0
+        self.resyncs_total = 0  # snapshots loaded
+        self.gaps_total = 0  # batches missing in a log, or unreadable
+        self.divergences_total = 0  # digests that differed
+        self.wanted_total = 0  # workers asked for a new log
+        self.lag_s = 0.0  # of the batch read last
         self._redis = redis
         self._cluster = cluster
-        self._positions: dict[str, bytes] = {}  # worker id -> stream id read last
+        self._observe_lag = observe_lag
+        self._clock = clock
+        self._workers: set[str] = set()
         self._stale: set[str] = set()  # to be brought up to date by a snapshot
-        self._gapped: set[str] = set()  # those of them that need a newer snapshot than what is known
+        self._broken: set[str] = set()  # those of them whose log could not be followed from where we are
+        self._tried: dict[str, tuple[int, int]] = {}  # the snapshot last loaded because of that
         self._joined = asyncio.Event()
+        self._warm = asyncio.Event()
 
     def set_workers(self, worker_ids: Iterable[str]) -> None:
         """Those that are members now. Whoever is missing is dropped from the index at once."""
         wanted = set(worker_ids)
-        for worker_id in set(self._positions) - wanted:
+        for worker_id in self._workers - wanted:
             self.index.drop_worker(worker_id)
-            del self._positions[worker_id]
             self._stale.discard(worker_id)
-            self._gapped.discard(worker_id)
-        for worker_id in wanted - set(self._positions):
+            self._broken.discard(worker_id)
+            self._tried.pop(worker_id, None)
+        for worker_id in wanted - self._workers:
             self.index.add_worker(worker_id)
-            self._positions[worker_id] = STREAM_START
             self._stale.add(worker_id)
+        self._workers = wanted
+        if self._stale:
+            self._warm.clear()
             self._joined.set()
+        else:
+            self._warm.set()
+
+    async def caught_up(self, timeout_s: float) -> bool:
+        """Wait until all workers given so far are in the index, or for so long. Whether they are."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._warm.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def run(self) -> None:
         """Read until cancelled."""
         while True:
             stop_if_cancelled()
             try:
-                await self._turn()
+                await self.turn()
             except REDIS_ERRORS as error:
                 self.degraded = f"Redis: {error!r}"
-                self._stale.update(self._positions)
+                self._stale.update(self._workers)
                 await asyncio.sleep(RETRY_S)
 
-    async def _turn(self) -> None:
+    async def turn(self, block_ms: int = BLOCK_MS) -> None:
+        """Bring stale workers up to date, then wait for news of the others and take them.
+
+        Raises:
+            RedisError, OSError, TimeoutError: to be tried again.
+        """
         self.index.sweep()
-        if self._stale and not await self._resync():
-            self.degraded = f"behind on {', '.join(sorted(self._stale))}"
-            await asyncio.sleep(RETRY_S)
-        elif not self._stale:
-            self.degraded = ""
-        fresh = [worker_id for worker_id in self._positions if worker_id not in self._stale]
-        if fresh:
-            await self._tail(fresh)
-        elif not self._positions:
+        if self._stale:
+            await self._resync()
+        self.degraded = f"behind on {', '.join(sorted(self._stale))}" if self._stale else ""
+        if not self._stale:
+            self._warm.set()
+        if fresh := self._workers - self._stale:
+            await self._tail(fresh, min(block_ms, int(1e3 * RETRY_S)) if self._stale else block_ms)
+        elif self._stale:
+            await asyncio.sleep(min(block_ms / 1e3, RETRY_S))
+        elif block_ms:
             self._joined.clear()
             await self._joined.wait()
 
-    async def _resync(self) -> bool:
-        """Load the snapshots of all stale workers. False: some had none that helps, yet."""
+    # --- snapshots ------------------------------------------------------------------------------------------------
+
+    async def _resync(self) -> None:
+        """Load the snapshots of the stale workers, as far as they help."""
         worker_ids = sorted(self._stale)
-        values: list[Any] = await self._redis.mget([snapshot_key(self._cluster, worker_id) for worker_id in worker_ids])
-        for worker_id, value in zip(worker_ids, values, strict=True):
-            if worker_id in self._stale and value is not None:
-                self._load(worker_id, _decode_snapshot(value))
-        return not self._stale
+        for start in range(0, len(worker_ids), SNAPSHOTS_PER_READ):
+            some = worker_ids[start : start + SNAPSHOTS_PER_READ]
+            values: list[Any] = await self._redis.mget([snapshot_key(self._cluster, worker_id) for worker_id in some])
+            for worker_id, value in zip(some, values, strict=True):
+                if value is not None and worker_id in self._stale and not self._load(worker_id, value):
+                    await self._want(worker_id)
+                await asyncio.sleep(0)  # a large one takes milliseconds
 
-    def _load(self, worker_id: str, snapshot: Snapshot) -> None:
-        applied = self.index.load(worker_id, snapshot)
-        if applied is Applied.APPLIED:
-            self._positions[worker_id] = snapshot.stream_id
-            self.resyncs_total += 1
-        elif worker_id in self._gapped:
-            return  # older than what we have: it does not close the gap
+    def _load(self, worker_id: str, value: bytes) -> bool:
+        """False: this snapshot has not helped before, or cannot be read."""
+        try:
+            snapshot = _decode_snapshot(value)
+            position = (snapshot.epoch, snapshot.sequence)
+            broken = worker_id in self._broken
+            if broken and self._tried.get(worker_id) == position:
+                return False
+            applied = self.index.load(worker_id, snapshot, again=broken)
+        except (msgspec.DecodeError, ValueError) as error:
+            log.error("the snapshot of %s cannot be read: %s", worker_id, error)
+            return False
+        if broken:
+            self._tried[worker_id] = position
+        self.resyncs_total += applied is Applied.APPLIED
         self._stale.discard(worker_id)
-        self._gapped.discard(worker_id)
+        self._broken.discard(worker_id)
+        return True
 
-    async def _tail(self, worker_ids: list[str]) -> None:
-        """One blocking read of all streams."""
+    async def _want(self, worker_id: str) -> None:
+        """Ask a worker to start its log again."""
+        asked = await self._redis.set(wanted_key(self._cluster, worker_id), b"1", px=WANTED_TTL_MS, nx=True)
+        self.wanted_total += bool(asked)
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    async def _tail(self, worker_ids: Iterable[str], block_ms: int) -> None:
+        """One read of all these workers' streams, blocking while they have no news."""
         keys = {events_key(self._cluster, worker_id).encode(): worker_id for worker_id in worker_ids}
-        positions: dict[Any, Any] = {key: self._positions[worker_id] for key, worker_id in keys.items()}
-        block_ms = BLOCK_MS if not self._stale else 1
-        answer: Any = await self._redis.xread(positions, count=BATCHES_PER_READ, block=block_ms)
+        positions: dict[Any, Any] = {key: stream_id(*self.index.position(worker_id)) for key, worker_id in keys.items()}
+        answer: Any = await self._redis.xread(positions, count=BATCHES_PER_READ, block=block_ms or None)
         for key, entries in answer:
-            for stream_id, fields in entries:
-                if not self._take(keys[key], stream_id, fields[EVENTS_FIELD]):
-                    break
+            self._take(keys[key], [fields[EVENTS_FIELD] for _, fields in entries])
+            await asyncio.sleep(0)  # so many batches take milliseconds
+        if answer and block_ms:
+            await asyncio.sleep(GATHER_S)
 
-    def _take(self, worker_id: str, stream_id: bytes, encoded: bytes) -> bool:
-        """Apply one batch. False: leave the rest of this stream."""
-        applied = self.index.apply(worker_id, _decode_batch(encoded))
-        self.batches_total += 1
+    def _take(self, worker_id: str, encoded: Sequence[bytes]) -> None:
+        """Apply batches of one worker. If that fails it is brought up to date by its snapshot."""
+        try:
+            batches = [_decode_batch(each) for each in encoded]
+            applied = self.index.apply(worker_id, *batches)
+        except (msgspec.DecodeError, ValueError) as error:
+            log.error("the event log of %s cannot be read: %s", worker_id, error)
+            self._break(worker_id)
+            self.gaps_total += 1
+            return
+        if applied is Applied.UNKNOWN:  # it left while we were reading
+            return
         if applied is Applied.GAP:
             log.warning("the event log of %s has a gap; loading its snapshot", worker_id)
-            self._stale.add(worker_id)
-            self._gapped.add(worker_id)
-        elif applied is not Applied.UNKNOWN:  # it may have left while we were reading
-            self._positions[worker_id] = stream_id
-            return True
-        return False
+            self.gaps_total += 1
+            self._break(worker_id)
+        elif applied is Applied.DIVERGED:
+            log.error("the index differs from what %s holds; loading its snapshot", worker_id)
+            self.divergences_total += 1
+            self._break(worker_id)
+        self.batches_total += len(batches)
+        now = self._clock()
+        for batch in batches:
+            if batch.made_at:
+                self.lag_s = max(0.0, now - batch.made_at)
+                self._observe_lag(self.lag_s)
+
+    def _break(self, worker_id: str) -> None:
+        self._stale.add(worker_id)
+        self._broken.add(worker_id)

@@ -1,0 +1,1 @@
+"""How fast the prefix index is: matching, applying, hashing, memory, restart, and how soon an event is seen."""
