@@ -1,0 +1,100 @@
+"""Runs of the simulator as processes of their own, and what comes of several seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadgen.sim.intervals import interval
+
+# What is told of each trace, fleet and policy: its name, and where it is in the answer of `replay --json`.
+MEASURES = {
+    "ttft_mean_ms": ("ttft_ms", "mean"),
+    "ttft_p99_ms": ("ttft_ms", "p99"),
+    "tpot_mean_ms": ("tpot_ms", "mean"),
+    "itl_p99_ms": ("itl_ms", "p99"),
+    "reuse": ("reuse",),
+    "predicted_reuse": ("predicted_reuse",),
+    "goodput_rps": ("goodput_rps",),
+    "attainment": ("attainment",),
+    "balance_prompt": ("balance_prompt",),
+    "utilisation_prefill": ("utilisation_prefill",),
+    "transfer_exposed_ms": ("transfer_exposed_ms",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    trace: str
+    fleet: str
+    policy: str
+    seed: int
+    jitter_ms: float
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        return self.trace, self.fleet, self.policy
+
+
+class Runs:
+    def __init__(self, traces: Path, limit: int | None, say: Callable[[str], None]) -> None:
+        self._traces = traces
+        self._limit = limit
+        self._say = say
+
+    def command(self, case: Case) -> list[str]:
+        """Without the interpreter: what follows `python`."""
+        options = {"fleet": case.fleet, "policy": case.policy, "seed": case.seed, "jitter-ms": case.jitter_ms}
+        if self._limit is not None:
+            options["limit"] = self._limit
+        flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        return ["-m", "loadgen", "replay", str(self._traces / f"{case.trace}_trace.jsonl"), *flags, "--json"]
+
+    def run(self, case: Case) -> dict[str, Any]:
+        """
+        Raises:
+            RuntimeError: the run failed; says how.
+        """
+        command = [sys.executable, *self.command(case)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(self.command(case))} failed: {done.stderr.strip()}")
+        answer: dict[str, Any] = json.loads(done.stdout)
+        self._say(f"{' '.join(case.group)} seed {case.seed}: {answer['wall_s']:.1f} s")
+        return answer
+
+
+def sweep(runs: Runs, cases: Sequence[Case], jobs: int) -> list[dict[str, Any]]:
+    """All cases, which are sorted by group; for each group every measure with its interval over the seeds."""
+    with ThreadPoolExecutor(jobs) as pool:
+        answers = list(zip(cases, pool.map(runs.run, cases), strict=True))
+    found = []
+    for (trace, fleet, policy), group in groupby(answers, key=lambda each: each[0].group):
+        samples = [answer for _, answer in group]
+        measures = {name: _interval([_dig(each, path) for each in samples]) for name, path in MEASURES.items()}
+        failed = sum(each["num_failed"] for each in samples)
+        about = {"trace": trace, "fleet": fleet, "policy": policy, "num_seeds": len(samples), "num_failed": failed}
+        found.append(about | measures)
+    return found
+
+
+def _dig(answer: dict[str, Any], path: tuple[str, ...]) -> float:
+    value: Any = answer
+    for name in path:
+        value = value[name]
+    return float(value)
+
+
+def _interval(samples: Sequence[float]) -> dict[str, float]:
+    return msgspec.structs.asdict(interval(samples))

@@ -1,0 +1,68 @@
+"""The report: one HTML page that holds everything it shows, without a script and without loading anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from loadgen.report.chart_sections import (
+    charts_of_distributions,
+    charts_of_goodput,
+    charts_of_rates,
+    charts_over_time,
+)
+from loadgen.report.figures import Series
+from loadgen.report.sections import (
+    comparison,
+    configuration,
+    definitions,
+    failures_and_classes,
+    tiles,
+    verdict,
+)
+from loadgen.report.style import CSS
+
+
+def report_page(series: Sequence[Series], title: str = "", more: Sequence[tuple[str, str]] = ()) -> str:
+    """
+    Args:
+        more: further sections, (heading, HTML), e.g. a heat map of a sweep; shown before the charts.
+
+    Raises:
+        ValueError: there is no series.
+    """
+    if not series:
+        raise ValueError("nothing to report: no run was given")
+    title = title or " · ".join(each.label for each in series[:3]) + (" …" if len(series) > 3 else "")
+    sections = [
+        ("", verdict(series)),
+        ("", tiles(series[0]) if len(series) == 1 else ""),
+        ("Figures", comparison(series)),
+        ("", charts_of_goodput(series)),
+        *more,
+        ("Over the rate", charts_of_rates(series)),
+        ("Distributions", charts_of_distributions(series)),
+        ("Over time", charts_over_time(series)),
+        ("Failures and classes of traffic", failures_and_classes(series)),
+        ("What was run", configuration(series)),
+        ("How to read this", definitions(series)),
+    ]
+    body = "".join(
+        f"<section>{f'<h2>{escape(heading)}</h2>' if heading else ''}{html}</section>"
+        for heading, html in sections
+        if html
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>"
+        f"<body><main><h1>{escape(title)}</h1>{_subtitle(series)}{body}</main></body></html>\n"
+    )
+
+
+def _subtitle(series: Sequence[Series]) -> str:
+    runs = [result for each in series for result in each.results]
+    when = sorted(run.started_at for run in runs)
+    span = when[0] if when[0] == when[-1] else f"{when[0]} to {when[-1]}"
+    count = f"{len(runs)} run{'s' * (len(runs) > 1)}"
+    return f'<p class="soft">{escape(f"Load test, {count}, {span}, against {runs[0].config.base_url}")}</p>'

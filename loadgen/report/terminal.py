@@ -1,0 +1,46 @@
+"""A run in a terminal's width, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from loadgen.report import figures
+from loadgen.report.figures import Figure, Series, shown_estimate
+
+WIDTH = 14
+
+
+def summary_text(series: Sequence[Series]) -> str:
+    return "\n".join(line for each in series for line in (*_lines(each), ""))
+
+
+def _lines(series: Series) -> Iterator[str]:
+    first, count = series.first, len(series.results)
+    goodput = first.summary.goodput
+    yield f"{series.label}   ({count} run{'s' * (count > 1)}, {first.summary.window_s:g} s measured)"
+    for result in series.results:
+        for reason in result.invalid_because:
+            yield f"  INVALID (seed {result.config.seed}): {reason}"
+    yield from _row(series, "requests", figures.COUNTS)
+    yield from _row(series, "rates", figures.THROUGHPUT)
+    limits = f"TTFT ≤ {goodput.ttft_limit_ms:g} ms, TPOT ≤ {goodput.tpot_limit_ms:g} ms"
+    yield from _row(series, "goodput", [figures.GOODPUT, figures.ATTAINMENT], f"   ({limits})")
+    yield f"  {'ms':<{WIDTH}}" + "".join(f"{name:>10}" for name in ("mean", "p50", "p90", "p95", "p99"))
+    for measure, parts in figures.LATENCIES.items():
+        estimates = [series.estimate(part) for part in parts]
+        cells = "".join(f"{'–' if each is None else f'{each.value:.1f}':>10}" for each in estimates)
+        sure = estimates[-1].interval if estimates[-1] else None
+        yield f"  {measure.upper():<{WIDTH}}{cells}" + (f"   [{sure.low:.1f}, {sure.high:.1f}]" if sure else "")
+    yield from _row(series, "prefix cache", figures.CACHE)
+    yield from _row(series, "generator", figures.GENERATOR)
+    failures: dict[str, int] = {}
+    for result in series.results:
+        for kind, number in result.summary.failures.items():
+            failures[kind] = failures.get(kind, 0) + number
+    if failures:
+        yield f"  {'failures':<{WIDTH}}" + ", ".join(f"{number} {kind}" for kind, number in failures.items())
+
+
+def _row(series: Series, title: str, parts: Sequence[Figure], behind: str = "") -> Iterator[str]:
+    cells = [f"{part.title.lower()} {shown_estimate(series.estimate(part), part.unit)}" for part in parts]
+    yield f"  {title:<{WIDTH}}" + "   ".join(cells) + behind

@@ -1,0 +1,133 @@
+"""The simulated router: the real index replica, bookings and placement, fed by simulated workers' reports.
+
+Its life of a request follows `router.life`; frames, gRPC and Redis are replaced by calls and a delay. Holds one view a
+worker and renews only those that changed, so that a thousand workers cost little more than what a policy reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from time import perf_counter_ns
+
+from diptych.engine.interface import CacheEvent
+from kv_transfer.schema import EventBatch, IndexEvent, join_hashes
+from loadgen.sim.bulk_scheduler import Gauges
+from loadgen.sim.policy import Policy
+from loadgen.sim.worker import SimWorker
+from router.bookings import Booking, Bookings
+from router.placement import Placement, PromptView, WorkerView
+from router.prefix_index import Applied, PrefixIndex
+
+GUESS_LASTS_S = 5.0  # as `router.placer`, which drags in what only a serving process needs
+_EPOCH = 0
+
+
+class Front:
+    """Attributes: placement_us: wall time of each placement with its look-up, without what the index learns before."""
+
+    def __init__(
+        self, workers: Sequence[SimWorker], policy: Policy, block_size: int, block_bytes: int, nominal_rate: float
+    ) -> None:
+        """
+        Args:
+            nominal_rate: prefill tokens/s of a worker that has not measured its own yet.
+        """
+        self.index = PrefixIndex()
+        self.bookings = Bookings()
+        self.placement_us: list[float] = []
+        self._workers = {worker.worker_id: worker for worker in workers}
+        self._policy = policy
+        self._block_size = block_size
+        self._block_bytes = block_bytes
+        self._nominal_rate = nominal_rate
+        self._turn = 0
+        self._sequences = dict.fromkeys(self._workers, 0)  # of the last event batch
+        self._gauges = {worker.worker_id: worker.scheduler.gauges() for worker in workers}
+        self._views = [self._view(worker.worker_id) for worker in workers]
+        self._stale: set[str] = set()
+        self._batches: dict[str, list[EventBatch]] = {}  # reported, not applied yet
+        for worker_id in self._workers:
+            self.index.add_worker(worker_id)
+
+    def place(self, num_tokens: int, hashes: tuple[bytes, ...], now_s: float) -> Placement:
+        """Choose for one prompt, and take it as cached there from now on.
+
+        Raises:
+            NoCapacity: by the policy.
+        """
+        self.catch_up()
+        began = perf_counter_ns()
+        usable = hashes[: (num_tokens - 1) // self._block_size]  # one token is always computed
+        views = self._with_matches(self.index.matches(usable, now_s))
+        self._turn += 1
+        prompt = PromptView(num_tokens, -(-num_tokens // self._block_size), self._block_bytes)
+        placement = self._policy(prompt, views, self._turn)
+        for worker_id in filter(None, (placement.prefill_id, placement.decode_id)):
+            self.index.guess(worker_id, hashes, now_s + GUESS_LASTS_S)
+        self.placement_us.append((perf_counter_ns() - began) / 1e3)
+        return placement
+
+    def book(self, placement: Placement, num_tokens: int) -> Booking:
+        """Hold the pair's capacity until `release`."""
+        booking = self.bookings.book(placement, num_tokens, -(-num_tokens // self._block_size))
+        self._touch(booking)
+        return booking
+
+    def prefilled(self, booking: Booking) -> None:
+        """The first token is there."""
+        booking.prefilled()
+        self._touch(booking)
+
+    def release(self, booking: Booking) -> None:
+        booking.release()
+        self._touch(booking)
+
+    def _touch(self, booking: Booking) -> None:
+        self._stale.update((booking.computing_id, booking.decode_id))
+
+    def report(self, worker: SimWorker, gauges: Gauges, events: Sequence[CacheEvent]) -> None:
+        """What a worker says of itself, and its cache events as a batch of its log."""
+        worker_id = worker.worker_id
+        self._gauges[worker_id] = gauges
+        self._stale.add(worker_id)
+        if not events:
+            return
+        self._sequences[worker_id] += 1
+        changes = [IndexEvent(join_hashes(each.stored), join_hashes(each.removed), each.cleared) for each in events]
+        batch = EventBatch(_EPOCH, self._sequences[worker_id], changes)
+        self._batches.setdefault(worker_id, []).append(batch)
+
+    def catch_up(self) -> None:
+        """Apply what workers have reported, before each look-up: several batches at once cost little more than one."""
+        for worker_id, batches in self._batches.items():
+            applied = self.index.apply(worker_id, *batches)
+            if applied is not Applied.APPLIED:
+                raise RuntimeError(f"a batch of {worker_id} was taken as {applied}")
+        self._batches.clear()
+
+    def _with_matches(self, matches: dict[str, int]) -> list[WorkerView]:
+        for worker_id in self._stale:
+            self._views[self._workers[worker_id].index] = self._view(worker_id)
+        self._stale.clear()
+        if not matches:
+            return self._views
+        views = list(self._views)
+        for worker_id, num_blocks in matches.items():
+            index = self._workers[worker_id].index
+            views[index] = replace(views[index], matched_tokens=num_blocks * self._block_size)
+        return views
+
+    def _view(self, worker_id: str) -> WorkerView:
+        """As `router.fleet.Fleet.views` makes it."""
+        worker, gauges, booked = self._workers[worker_id], self._gauges[worker_id], self.bookings
+        unused = worker.scheduler.pool.num_blocks - booked.blocks[worker_id]
+        return WorkerView(
+            worker_id=worker_id,
+            role=worker.role,
+            matched_tokens=0,
+            queued_prefill_tokens=max(gauges.waiting_prefill_tokens, booked.tokens[worker_id]),
+            num_running=max(gauges.num_sequences, booked.sequences[worker_id]),
+            available_blocks=min(gauges.available_blocks, unused),
+            prefill_tokens_per_s=worker.rates.prefill_tokens_per_s or self._nominal_rate,
+        )
