@@ -58,7 +58,7 @@ UP_OPTIONS = $(strip \
     $(call option,kv-cache-mb,$(KV_CACHE_MB)) $(call option,threads,$(THREADS)) \
     $(call option,prompt,$(PROMPT)) $(call option,max-tokens,$(MAX_TOKENS)) $(if $(filter-out 0,$(ONCE)),--once))
 
-.PHONY: help up test test-slow check bench-engine format proto clean
+.PHONY: help up test test-slow check bench-engine bench-transfer bench-index bench-sim chaos-transfer format proto clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -90,6 +90,19 @@ check: $(DEV_STAMP)  ## lint, types, import rules, and generated code against it
 bench-engine: $(DEV_STAMP)  ## the engine's speed, against this machine's limits and installed peers
 	@OMP_NUM_THREADS=$(or $(THREADS),1) $(BIN)/python -m benchmarks.engine \
 	    $(if $(MODEL),$(call quote,$(MODEL))) --threads $(or $(THREADS),1) $(BENCH_ARGS)
+
+bench-transfer: $(DEV_STAMP)  ## what moving KV costs: against NIXL alone, memcpy, and in the time to first token
+	@OMP_NUM_THREADS=$(or $(THREADS),1) $(BIN)/python -m benchmarks.transfer \
+	    $(if $(MODEL),$(call quote,$(MODEL))) --threads $(or $(THREADS),1) $(BENCH_ARGS)
+
+bench-index: $(DEV_STAMP)  ## the prefix index: matching, applying, hashing, memory, restart, against its targets
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.index $(BENCH_ARGS)
+
+bench-sim: $(DEV_STAMP)  ## the simulator: speed, validation, placement policies (needs Mooncake traces, see --help)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sim $(BENCH_ARGS)
+
+chaos-transfer: $(DEV_STAMP)  ## kill, freeze, cancel and corrupt transfers, hundreds of times; ends with one JSON line
+	@OMP_NUM_THREADS=1 PYTHONPATH=.:tests/support $(BIN)/python -m tests.chaos.transfer $(BENCH_ARGS)
 
 format: $(DEV_STAMP)  ## format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
