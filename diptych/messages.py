@@ -260,6 +260,9 @@ class PeerHello(msgspec.Struct, frozen=True, kw_only=True):
     pool_address: int  # virtual address of block 0 in the worker's process
     block_bytes: int
     num_blocks: int
+    scratch_block: int | None = None  # one that nobody owns, for probing the connection
+    host: str = ""  # the machine's boot id: equal on workers that could share memory
+    transports: tuple[str, ...] = ()  # of UCX, as configured
     device: int = 0
 
 

@@ -8,8 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from router.placement import Placement
+
+
+class Load(NamedTuple):
+    """What is booked on one worker."""
+
+    tokens: int  # of prompts, to compute
+    sequences: int
+    blocks: int
 
 
 @dataclass(slots=True)
@@ -24,6 +33,10 @@ class Booking:
     released: bool = False
 
     def prefilled(self) -> None:
+        """Idempotent."""
+        if not self.tokens:
+            return
+        self.bookings.changed.add(self.computing_id)
         self.bookings.tokens[self.computing_id] -= self.tokens
         self.tokens = 0
 
@@ -33,6 +46,7 @@ class Booking:
             return
         self.released = True
         self.prefilled()
+        self.bookings.changed.add(self.decode_id)
         self.bookings.sequences[self.decode_id] -= 1
         self.bookings.blocks[self.decode_id] -= self.blocks
         self.bookings.forget_zeros()
@@ -43,6 +57,7 @@ class Bookings:
     tokens: Counter[str] = field(default_factory=Counter)  # prompt tokens to compute, by worker
     sequences: Counter[str] = field(default_factory=Counter)
     blocks: Counter[str] = field(default_factory=Counter)
+    changed: set[str] = field(default_factory=set)  # workers, since `take_changed`
 
     def book(self, placement: Placement, num_tokens: int, num_blocks: int) -> Booking:
         """Hold a placement's capacity until the booking is released."""
@@ -53,7 +68,16 @@ class Bookings:
         self.tokens[computing] += booking.tokens
         self.sequences[placement.decode_id] += 1
         self.blocks[placement.decode_id] += num_blocks
+        self.changed.update((computing, placement.decode_id))
         return booking
+
+    def load(self, worker_id: str) -> Load:
+        return Load(self.tokens.get(worker_id, 0), self.sequences.get(worker_id, 0), self.blocks.get(worker_id, 0))
+
+    def take_changed(self) -> set[str]:
+        """The workers whose load has changed since this was last asked."""
+        changed, self.changed = self.changed, set()
+        return changed
 
     def forget_zeros(self) -> None:
         for counter in (self.tokens, self.sequences, self.blocks):

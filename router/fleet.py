@@ -7,14 +7,15 @@ alone proves nothing about health.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from diptych.errors import LegFailed
 from diptych.messages import Role, WorkerRecord, WorkerState, WorkerStats
 from diptych.telemetry import Logger
-from router.bookings import Bookings
-from router.placement import WorkerView
+from router.bookings import Bookings, Load
+from router.placement import Link, WorkerView
+from router.placement.views import best_of
+from router.step_fit import StepFit
 from router.worker_link import WorkerLink
 
 
@@ -34,6 +35,16 @@ class Compatibility:
         return ""
 
 
+@dataclass(slots=True)
+class _Made:
+    """A worker's view, and what it was made from: most are the same from one placement to the next."""
+
+    record: WorkerRecord
+    stats: WorkerStats
+    best_link: Link
+    view: WorkerView
+
+
 class Fleet:
     def __init__(self, router_id: str, compatibility: Compatibility, silence_s: float, log: Logger) -> None:
         self._router_id = router_id
@@ -44,6 +55,8 @@ class Fleet:
         self._refused: dict[str, str] = {}  # worker id: reason, for /health
         self._lapsed: set[str] = set()  # linked, but without a lease
         self._closing: set[asyncio.Task[None]] = set()
+        self._made: dict[str, _Made] = {}
+        self._step_fits: dict[str, StepFit] = {}
         self.changed = asyncio.Event()
 
     def joined(self, record: WorkerRecord) -> None:
@@ -57,10 +70,12 @@ class Fleet:
             self._refused[record.worker_id] = reason
         else:
             self._log.info("worker_joined", worker=record.worker_id, role=record.role.value)
-            self._links[record.worker_id] = WorkerLink(
-                record, self._router_id, self._silence_s, self._link_changed, self._log
-            )
+            self.adopt(WorkerLink(record, self._router_id, self._silence_s, self._link_changed, self._log))
         self.changed.set()
+
+    def adopt(self, link: WorkerLink) -> None:
+        """Place on this link's worker from now on."""
+        self._links[link.record.worker_id] = link
 
     def left(self, worker_id: str) -> None:
         """The worker's lease is gone. While its frames still come that says more about Redis than about the worker."""
@@ -83,6 +98,8 @@ class Fleet:
     def _drop(self, worker_id: str) -> None:
         if link := self._links.pop(worker_id, None):
             self._log.info("worker_left", worker=worker_id)
+            self._made.pop(worker_id, None)
+            self._step_fits.pop(worker_id, None)
             task = asyncio.create_task(link.close(LegFailed(f"{worker_id} left the cluster")))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -99,34 +116,60 @@ class Fleet:
         except KeyError:
             raise LegFailed(f"{worker_id} left the cluster") from None
 
-    def views(self, matches: dict[str, int], bookings: Bookings) -> Iterator[WorkerView]:
-        """Every placeable worker; `matches` maps worker id to matched prompt blocks."""
+    def views(self, bookings: Bookings) -> list[WorkerView]:
+        """Every placeable worker, as it is now."""
+        views, rebooked = [], bookings.take_changed()
         for worker_id, link in self._links.items():
-            record, stats = link.record, link.stats
-            if not link.connected or record.state is not WorkerState.READY:
-                continue
-            spare = stats.blocks_free + stats.blocks_cached
-            unused = record.num_blocks - bookings.blocks[worker_id]
-            yield WorkerView(
-                worker_id=worker_id,
-                role=record.role,
-                matched_tokens=matches.get(worker_id, 0) * record.block_size,
-                queued_prefill_tokens=max(stats.waiting_prefill_tokens, bookings.tokens[worker_id]),
-                num_running=max(stats.num_running + stats.num_waiting, bookings.sequences[worker_id]),
-                available_blocks=min(spare, unused),
-                prefill_tokens_per_s=stats.prefill_tokens_per_s,
-                transfer_bytes_per_s=stats.transfer_bytes_per_s,
-            )
+            if link.connected and link.record.state is WorkerState.READY:
+                made = self._made.get(worker_id)
+                fresh = made and made.stats is link.stats and made.record is link.record and worker_id not in rebooked
+                if made is None or not fresh:
+                    made = self._made[worker_id] = self._make(link, bookings.load(worker_id), made)
+                views.append(made.view)
+            elif worker_id in rebooked:
+                self._made.pop(worker_id, None)
+        return views
+
+    def _make(self, link: WorkerLink, load: Load, before: _Made | None) -> _Made:
+        record, stats = link.record, link.stats
+        fit = self._step_fits.setdefault(record.worker_id, StepFit())
+        fit.note(stats.num_running, stats.decode_step_ms)
+        best_link = before.best_link if before and before.stats is stats else best_of(stats.links)
+        view = WorkerView(
+            worker_id=record.worker_id,
+            role=record.role,
+            matched_tokens=0,
+            queued_prefill_tokens=max(stats.waiting_prefill_tokens, load.tokens),
+            num_running=max(stats.num_running + stats.num_waiting, load.sequences),
+            available_blocks=min(stats.blocks_free + stats.blocks_cached, record.num_blocks - load.blocks),
+            prefill_tokens_per_s=stats.prefill_tokens_per_s,
+            transfer_bytes_per_s=stats.transfer_bytes_per_s,
+            links=stats.links,
+            best_link=best_link,
+            chunk_tokens=stats.step_budget,
+            decode_base_ms=fit.base_ms,
+            decode_ms_per_sequence=fit.ms_per_sequence,
+        )
+        return _Made(record, stats, best_link, view)
+
+    def is_placeable(self, worker_id: str) -> bool:
+        link = self._links.get(worker_id)
+        return link is not None and link.connected and link.record.state is WorkerState.READY
 
     def reports(self) -> list[tuple[WorkerRecord, WorkerStats]]:
         """For /metrics: every linked worker with its last report."""
         return [(link.record, link.stats) for link in self._links.values()]
 
     def num_ready(self, role: Role) -> int:
-        return sum(
-            link.connected and link.record.role is role and link.record.state is WorkerState.READY
-            for link in self._links.values()
-        )
+        return len(self.ready(role))
+
+    def ready(self, role: Role) -> list[str]:
+        """Ids of the placeable workers of a role."""
+        return [
+            worker_id
+            for worker_id, link in self._links.items()
+            if link.record.role is role and self.is_placeable(worker_id)
+        ]
 
     @property
     def num_open(self) -> int:

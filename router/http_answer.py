@@ -21,6 +21,7 @@ from router.http_errors import as_diptych_error, error_json, log_failure
 from router.openai_answers import Answer
 from router.openai_render import Renderer, WholeChoice
 from router.prompt_run import ChoiceEvent
+from router.run_report import PLACEMENT_HEADER, placement_header
 
 DEADLINE_GRACE_S = 1.0  # the core ends every request by its deadline; this is for what it said then
 DONE = b"data: [DONE]\n\n"
@@ -32,13 +33,25 @@ class GenerationAnswer:
     """An ASGI response; Starlette calls it once."""
 
     def __init__(
-        self, generation: Generation, renderer: Renderer, *, stream: bool, headers: dict[str, str], logger: Logger
+        self,
+        generation: Generation,
+        renderer: Renderer,
+        *,
+        stream: bool,
+        headers: dict[str, str],
+        logger: Logger,
+        show_placement: bool = False,
     ) -> None:
+        """
+        Args:
+            show_placement: say in a header where the request ran, as far as that is known when headers are sent.
+        """
         self._generation = generation
         self._renderer = renderer
         self._stream = stream
         self._headers = headers
         self._logger = logger
+        self._show_placement = show_placement
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """
@@ -59,8 +72,14 @@ class GenerationAnswer:
                 await self._send_stream(events, scope["state"]["request_id"], send)
             else:
                 answer = await self._collect(events)
-                response = Response(_encode(answer), 200, self._headers, "application/json")
+                response = Response(_encode(answer), 200, self._all_headers(), "application/json")
                 await response(scope, receive, send)
+
+    def _all_headers(self) -> dict[str, str]:
+        """Once the first event is there: then all prompts are placed, and the first one's hit is known."""
+        if not self._show_placement:
+            return self._headers
+        return self._headers | {PLACEMENT_HEADER: placement_header(self._generation.runs)}
 
     async def _collect(self, events: AsyncGenerator[ChoiceEvent, None]) -> Answer:
         choices: dict[int, WholeChoice] = {}
@@ -70,7 +89,10 @@ class GenerationAnswer:
 
     async def _send_stream(self, events: AsyncGenerator[ChoiceEvent, None], request_id: str, send: Send) -> None:
         first = await anext(events)
-        headers = self._headers | {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+        headers = self._all_headers() | {
+            "content-type": "text/event-stream; charset=utf-8",
+            "cache-control": "no-cache",
+        }
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
         async for data in self._sse(first, events, request_id):

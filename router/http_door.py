@@ -31,10 +31,12 @@ from router.openai_render import Renderer
 from router.openai_render_chat import ChatRenderer
 from router.openai_render_completion import CompletionRenderer
 from router.openai_schema import ChatRequest, CommonRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from router.run_report import PLACEMENT_HEADER
 from router.sampling import check_token_ids
 from router.text_request import Origin, TextRequest
 
 IGNORED_HEADER = "x-diptych-ignored"
+WANTED = "1"  # of PLACEMENT_HEADER in a request
 
 Common = TypeVar("Common", bound=CommonRequest)
 Parse = Callable[[Common, Frontend, Origin], Awaitable[tuple[TextRequest, RenderOptions]]]
@@ -119,7 +121,8 @@ class HttpDoor:
         """Read, parse and start one generation. A refusal up to here never reaches the core."""
         frontend = self._frontend
         traceparent = request.headers.get("traceparent", "")
-        origin = Origin(f"{prefix}-{uuid4().hex}", frontend.clock(), traceparent)
+        client_id = request.scope["state"]["request_id"]
+        origin = Origin(f"{prefix}-{uuid4().hex}", frontend.clock(), traceparent, client_id)
         try:
             body, ignored = await self._read(request, kind)
             text_request, options = await parse(body, frontend, origin)
@@ -135,8 +138,14 @@ class HttpDoor:
             created=int(time.time()),
             model=frontend.model.name,
         )
-        headers = _warning(ignored)
-        return GenerationAnswer(generation, rendering, stream=options.stream, headers=headers, logger=frontend.logger)
+        return GenerationAnswer(
+            generation,
+            rendering,
+            stream=options.stream,
+            show_placement=request.headers.get(PLACEMENT_HEADER) == WANTED,
+            headers=_warning(ignored),
+            logger=frontend.logger,
+        )
 
     async def _read(self, request: Request, kind: type[Body]) -> tuple[Body, tuple[str, ...]]:
         """Raises `PayloadTooLarge` as soon as that is known, and `BadRequest` for what is not a `kind`."""

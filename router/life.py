@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from uuid import uuid4
 
 import msgspec
@@ -22,30 +21,15 @@ from diptych.spans import end_span, start_span, traceparent_of
 from diptych.telemetry import Logger
 from kv_transfer.hashing import block_hashes, hash_key
 from router.attempts import Attempts, Given
-from router.bookings import Bookings
 from router.fleet import Fleet
 from router.legs import Legs, open_legs
+from router.limits import Limits
 from router.mailbox import Mailbox
-from router.placement import Placement, PromptView, place
-from router.prefix_index import PrefixIndex
+from router.placer import Booked, Placer
 from router.requests import Report, TokenRequest
 from router.suspects import Suspects
 
 RETRY_AFTER_S = 1.0
-GUESS_LASTS_S = 5.0  # a just-placed prefix counts as cached until the worker's own event says so
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the router needs of its configuration and its model."""
-
-    block_size: int  # tokens
-    block_bytes: int
-    fingerprint: str
-    remote_prefill: str
-    reserve_timeout_ms: int
-    max_queued: int
-    max_attempts: int
 
 
 class Router:
@@ -56,8 +40,8 @@ class Router:
         router_id: str,
         limits: Limits,
         fleet: Fleet,
-        index: PrefixIndex,
-        bookings: Bookings,
+        placer: Placer,
+        suspects: Suspects,
         tracer: Tracer,
         log: Logger,
         on_end: Callable[[TokenRequest, DiptychError | None], None],
@@ -65,13 +49,11 @@ class Router:
         self._router_id = router_id
         self._limits = limits
         self._fleet = fleet
-        self._index = index
-        self._bookings = bookings
+        self._placer = placer
+        self._suspects = suspects
         self._tracer = tracer
         self._log = log
-        self._suspects = Suspects()
         self._on_end = on_end
-        self._turn = 0
         self.num_running = 0
 
     async def generate(self, request: TokenRequest, report: Report) -> AsyncGenerator[Update, None]:
@@ -81,7 +63,7 @@ class Router:
         with self._ending(request, report) as traceparent:
             hashes = self._hash(request)
             while not given.done:
-                legs = self._legs(request, self._place(request, hashes, attempts, report))
+                legs = self._legs(request, self._placer.place(request, hashes, attempts, report))
                 with self._retrying(attempts, legs), open_legs(legs, deadline):
                     await self._begin(legs, self._submission(legs, request, deadline, traceparent), deadline, report)
                     while not given.done:
@@ -112,6 +94,7 @@ class Router:
             self.num_running -= 1
             report.marks["ended"] = time.monotonic()
             end_span(span, report.attributes(len(request.prompt)), error)
+            self._placer.ended(request, report, _as_ours(error))
             self._on_end(request, _as_ours(error))
 
     def _hash(self, request: TokenRequest) -> list[bytes]:
@@ -133,36 +116,13 @@ class Router:
         else:
             self._suspects.trust(legs.pair)
 
-    def _place(self, request: TokenRequest, hashes: list[bytes], attempts: Attempts, report: Report) -> Placement:
-        """Choose a pair from what the index and the workers say right now; note what was believed."""
-        now = time.monotonic()
-        usable = hashes[: (len(request.prompt) - 1) // self._limits.block_size]  # one token is always computed
-        views = self._fleet.views(self._index.matches(usable, now), self._bookings)
-        prompt = PromptView(
-            len(request.prompt), self._num_blocks(len(request.prompt)), self._limits.block_bytes, request.canary
-        )
-        self._turn += 1
-        avoid = attempts.avoid if request.canary else attempts.avoid | self._suspects.avoid(now)
-        try:
-            placement = place(prompt, views, self._limits.remote_prefill, self._turn, avoid)
-        except NoCapacity as error:
-            raise attempts.error or error from None  # what failed says more than that nobody else is there
-        for worker_id in filter(None, (placement.prefill_id, placement.decode_id)):
-            self._index.guess(worker_id, hashes, now + GUESS_LASTS_S)
-        report.placed(placement, attempts.num_failed, now)
-        return placement
-
-    def _legs(self, request: TokenRequest, placement: Placement) -> Legs:
-        """
-        Raises:
-            LegFailed: a worker left between the choice and now.
-        """
-        num_tokens = len(request.prompt)
+    def _legs(self, request: TokenRequest, booked: Booked) -> Legs:
+        """The two that were chosen; nobody has come between, so they are there."""
+        placement = booked.placement
         prefill = self._fleet.link(placement.prefill_id) if placement.prefill_id else None
         decode = self._fleet.link(placement.decode_id)
-        booking = self._bookings.book(placement, num_tokens, self._num_blocks(num_tokens))
         attempt_id = f"{request.request_id}:{uuid4().hex[:12]}"
-        return Legs(attempt_id, decode, prefill, Mailbox(request.sampling.n), booking)
+        return Legs(attempt_id, decode, prefill, Mailbox(request.sampling.n), booked.booking)
 
     async def _begin(self, legs: Legs, submission: Submission, deadline: float, report: Report) -> None:
         """Hand the request to its workers: decode's blocks first, then prefill's work."""
@@ -187,6 +147,7 @@ class Router:
 
     async def _reserve(self, legs: Legs, prefill: WorkerRecord, submission: Submission, report: Report) -> Ticket:
         """Hold decode's blocks before anything is computed: this is where back-pressure acts."""
+        num_blocks = self._limits.num_blocks(len(submission.prompt))
         timeout_ms = min(self._limits.reserve_timeout_ms, submission.remaining_ms)
         request = Reserve(submission=submission, prefill_id=prefill.worker_id, prefill_address=prefill.address)
         try:
@@ -195,15 +156,12 @@ class Router:
             if timeout_ms == submission.remaining_ms:
                 raise
             raise NoCapacity(
-                f"{legs.decode.record.worker_id} had no {self._num_blocks(len(submission.prompt))} free blocks within "
+                f"{legs.decode.record.worker_id} had no {num_blocks} free blocks within "
                 f"{timeout_ms} ms (reserve_timeout_ms); retry later, or add decode workers",
                 retry_after_s=RETRY_AFTER_S,
             ) from None
         report.marks["reserved"] = time.monotonic()
         return ticket
-
-    def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self._limits.block_size)
 
 
 def _left_s(deadline: float) -> float:

@@ -67,6 +67,24 @@ class RequestMetrics:
         self._predicted_hits = counter(
             "diptych_predicted_cached_tokens", "Prompt tokens the index believed to be cached."
         ).labels(model)
+        self._matched = counter(
+            "diptych_matched_tokens", "Prompt tokens of the longest prefix that any worker was believed to hold."
+        ).labels(model)
+        self._stale_hits = counter(
+            "diptych_stale_hits", "Requests that found less cached than the index believed."
+        ).labels(model)
+        self._stale_tokens = counter(
+            "diptych_stale_hit_tokens", "Prompt tokens believed to be cached that were not."
+        ).labels(model)
+        self._unforeseen_tokens = counter(
+            "diptych_unforeseen_hit_tokens", "Prompt tokens that were cached and not believed to be."
+        ).labels(model)
+        self._avoided = counter(
+            "diptych_prefill_tokens_avoided", "Prompt tokens that no worker computed, whatever path they took."
+        ).labels(model)
+        self._ttft_error = histogram(
+            "diptych_predicted_ttft_error_seconds", "|predicted - actual| time from placement to first token.", _PHASE_S
+        )
         self._ttft = histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", _TTFT_S)
         self._itl = histogram("vllm:inter_token_latency_seconds", "Between two updates of a choice.", _TOKEN_S)
         self._tpot = histogram(
@@ -104,7 +122,20 @@ class RequestMetrics:
         self._cache_queries.inc(record.prompt_tokens)
         self._cache_hits.inc(report.cached_tokens)
         self._predicted_hits.inc(report.predicted_cached)
+        self._matched.inc(report.matched_tokens)
+        self._observe_hit(record.prompt_tokens, report)
         self._paths["remote" if report.prefill_id else "local"].inc()
+
+    def _observe_hit(self, num_prompt_tokens: int, report: Report) -> None:
+        """What was believed against what was true."""
+        if report.prefill is None:
+            return
+        missing = report.predicted_cached - report.cached_tokens
+        self._stale_hits.inc(missing > 0)
+        self._stale_tokens.inc(max(0, missing))
+        self._unforeseen_tokens.inc(max(0, -missing))
+        computed = report.prefill.prompt_computed + (report.decode.prompt_computed if report.decode else 0)
+        self._avoided.inc(max(0, num_prompt_tokens - computed))
 
     def _observe_times(self, record: RequestRecord) -> None:
         report = record.report
@@ -119,6 +150,8 @@ class RequestMetrics:
             self._itl.observe(gap)
         if record.first_token_at is None:
             return
+        if report.ttft_ms is not None:
+            self._ttft_error.observe(abs(report.ttft_ms - report.expected_ms) / 1e3)
         decode_s = record.last_token_at - record.first_token_at
         self._ttft.observe(record.first_token_at - record.arrived_at)
         self._decode.observe(decode_s)

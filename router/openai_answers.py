@@ -67,6 +67,20 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     ttft_ms: float | None
 
 
+class PlacementReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The header X-Diptych-Placement: what is known when headers are sent."""
+
+    request_id: str  # for GET /explain/{id} at the admin door
+    prefill_worker: str | None  # null: decode computed the prompt itself
+    decode_worker: str
+    reason: str
+    predicted_cached_tokens: int
+    cached_tokens: int | None  # null: not known yet
+    expected_ttft_ms: float
+    ttft_ms: float | None
+    retries: int
+
+
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: str = "assistant"
     content: str

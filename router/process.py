@@ -23,16 +23,23 @@ from diptych.model_folder import ModelFolder
 from diptych.telemetry import Logger, make_logger, make_tracer
 from diptych.tokenizer import Tokenizer
 from kv_transfer.layout import fingerprint_of
+from router.admin_door import make_admin_app
 from router.bookings import Bookings
 from router.canary import Canary
+from router.explain import ExplainRing
 from router.fleet import Compatibility, Fleet
 from router.frontend import Frontend, ModelCard
 from router.grpc_door import serve_grpc
 from router.http_door import make_app
 from router.index_reader import IndexReader
-from router.life import Limits, Router
+from router.life import Router
+from router.limits import Limits
 from router.metrics import RequestMetrics
+from router.placement.named import policy_named
+from router.placement_metrics import PlacementCollector, PlacementMetrics
+from router.placer import Placer
 from router.prefix_index import PrefixIndex
+from router.suspects import Suspects
 from router.worker_metrics import WorkerCollector
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -43,12 +50,12 @@ async def run(config: RouterConfig, started: Callable[[RouterRecord], None], sto
     """Run one router until `stop` is set.
 
     Raises:
-        ValueError: the model folder or the configuration cannot be used.
+        ValueError: the model folder, the policy or the configuration cannot be used.
         OSError: a port is taken.
         InternalError: a part of the router that it cannot do without failed.
     """
     folder = ModelFolder(config.model)
-    model = _model_card(folder, config)
+    model, policy = _model_card(folder, config), policy_named(config.policy)
     router_id = f"router-{socket.gethostname()}-{uuid4().hex[:8]}"
     log = make_logger(router_id)
 
@@ -76,7 +83,14 @@ async def run(config: RouterConfig, started: Callable[[RouterRecord], None], sto
             degraded=lambda: [reason for reason in (watch.degraded, reader.degraded) if reason],
         )
         limits = _limits(folder, model, config)
-        core = Router(router_id, limits, fleet, index, bookings, tracer, log, canary.ended)
+        registry, suspects = CollectorRegistry(), Suspects()
+        ring = ExplainRing(config.explain_ring, config.policy, config.remote_prefill)
+        placed = PlacementMetrics(registry, model.name)
+        seed = int.from_bytes(router_id.encode()[-8:], "little")
+        placer = Placer(limits, policy, seed, fleet, index, bookings, suspects, ring, placed)
+        registry.register(PlacementCollector(placed, model.name, fleet.ready, placer.crossover, time.monotonic))
+        core = Router(router_id, limits, fleet, placer, suspects, tracer, log, canary.ended)
+        admin = make_admin_app(fleet, reader, ring, log)
         failures: list[BaseException] = []
 
         def fail(error: BaseException) -> None:
@@ -89,7 +103,9 @@ async def run(config: RouterConfig, started: Callable[[RouterRecord], None], sto
             (canary.run(core), "canary"),
         ):
             await stack.enter_async_context(background(work, name, fail))
-        await _serve(config, model, core, canary, fleet, router_id, log, started, stop)
+        admin_address = await stack.enter_async_context(_http_server(admin, config.admin_host, config.admin_port))
+        registry.register(WorkerCollector(fleet.reports))
+        await _serve(config, model, core, canary, registry, admin_address, router_id, log, started, stop)
         if failures:
             raise InternalError(f"a part of the router failed: {failures[0]!r}")
 
@@ -99,15 +115,14 @@ async def _serve(
     model: ModelCard,
     core: Router,
     canary: Canary,
-    fleet: Fleet,
+    registry: CollectorRegistry,
+    admin_address: str,
     router_id: str,
     log: Logger,
     started: Callable[[RouterRecord], None],
     stop: asyncio.Event,
 ) -> None:
     """Open both doors, say so, and close them when told to stop."""
-    registry = CollectorRegistry()
-    registry.register(WorkerCollector(fleet.reports))
     frontend = Frontend(
         core=core,
         model=model,
@@ -118,11 +133,16 @@ async def _serve(
         logger=log,
     )
     app = make_app(frontend, canary.view, lambda: generate_latest(registry))
-    async with _http_server(app, config) as http_address:
+    async with _http_server(app, config.host, config.http_port) as http_address:
         grpc_server, grpc_port = await serve_grpc(frontend, canary.view)
         try:
             started(
-                RouterRecord(router_id=router_id, http_address=http_address, grpc_address=f"{config.host}:{grpc_port}")
+                RouterRecord(
+                    router_id=router_id,
+                    http_address=http_address,
+                    grpc_address=f"{config.host}:{grpc_port}",
+                    admin_address=admin_address,
+                )
             )
             await stop.wait()
         finally:
@@ -156,6 +176,7 @@ def _limits(folder: ModelFolder, model: ModelCard, config: RouterConfig) -> Limi
     return Limits(
         block_size=config.block_size,
         block_bytes=folder.spec.block_bytes(config.block_size, DTYPE_BYTES[config.dtype]),
+        max_context=model.max_context,
         fingerprint=model.fingerprint,
         remote_prefill=config.remote_prefill,
         reserve_timeout_ms=config.reserve_timeout_ms,
@@ -173,9 +194,9 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def _http_server(app: Starlette, config: RouterConfig) -> AsyncIterator[str]:
+async def _http_server(app: Starlette, host: str, port: int) -> AsyncIterator[str]:
     """Serve HTTP; yields host:port. Streams that are open at the end get `SHUTDOWN_GRACE_S`."""
-    listener = socket.create_server((config.host, config.http_port), backlog=2048)
+    listener = socket.create_server((host, port), backlog=2048)
     host, port = listener.getsockname()[:2]
     server = _Server(
         uvicorn.Config(

@@ -25,6 +25,7 @@ class TokenRequest:
     deadline_ms: int = 600_000  # from arrival
     traceparent: str = ""  # the client's, if it sent one
     canary: bool = False  # sent by the router itself: left out of request metrics
+    client_id: str = ""  # what the client knows it by besides (X-Request-Id); need not be unique
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class Report:
     reason: str = ""  # why it was placed so
     expected_ms: float = 0.0  # time to first token the placement predicted
     predicted_cached: int = 0  # prompt tokens the index believed to be cached where the prompt is computed
+    matched_tokens: int = 0  # the longest prefix it believed any worker to hold
     prefill: LegStats | None = None  # the leg that computed the prompt
     decode: LegStats | None = None  # the leg that received KV; None when decode computed the prompt itself
     num_retries: int = 0  # attempts that failed before the one that is told of here
@@ -47,7 +49,7 @@ class Report:
         """Note where an attempt goes; `now` in monotonic seconds."""
         self.prefill_id, self.decode_id = placement.prefill_id, placement.decode_id
         self.reason, self.expected_ms = placement.reason, placement.expected_ms
-        self.predicted_cached = placement.predicted_cached
+        self.predicted_cached, self.matched_tokens = placement.predicted_cached, placement.matched_tokens
         self.num_retries = num_retries
         self.marks["placed"] = now
 
@@ -55,6 +57,12 @@ class Report:
     def cached_tokens(self) -> int:
         """Prompt tokens nobody had to compute (KV that merely moved is not cached)."""
         return self.prefill.prompt_cached if self.prefill else 0
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """From the last attempt's placement to the first token; None if that came of an earlier one, or never."""
+        placed, first = self.marks.get("placed"), self.marks.get("first_token")
+        return None if placed is None or first is None or first < placed else (first - placed) * 1e3
 
     def attributes(self, num_prompt_tokens: int) -> dict[str, str | int | float | bool]:
         """For the request's span."""

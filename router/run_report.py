@@ -1,10 +1,16 @@
-"""A finished run as the report clients may ask for with `return_report`."""
+"""Where a run went and what it cost, as clients may ask for it: `return_report`, and the header of the placement."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
+
 from diptych.messages import LegStats
-from router.openai_answers import PromptTokens, RunReport
+from router.openai_answers import PlacementReport, PromptTokens, RunReport
 from router.prompt_run import PromptRun
+
+PLACEMENT_HEADER = "x-diptych-placement"
 
 
 def run_report(run: PromptRun) -> RunReport:
@@ -26,6 +32,27 @@ def run_report(run: PromptRun) -> RunReport:
         exposed_ms=moved.exposed_ms,
         expected_ttft_ms=report.expected_ms,
         ttft_ms=run.ttft_ms,
+    )
+
+
+def placement_header(runs: Sequence[PromptRun]) -> str:
+    """One JSON object; of several prompts an array of them. ASCII, as headers have to be."""
+    reports = [_placement(run) for run in runs]
+    return msgspec.json.encode(reports[0] if len(reports) == 1 else reports).decode("ascii")
+
+
+def _placement(run: PromptRun) -> PlacementReport:
+    report = run.report
+    return PlacementReport(
+        request_id=run.request.request_id,
+        prefill_worker=report.prefill_id or None,
+        decode_worker=report.decode_id,
+        reason=report.reason,
+        predicted_cached_tokens=report.predicted_cached,
+        cached_tokens=report.prefill.prompt_cached if report.prefill else None,
+        expected_ttft_ms=round(report.expected_ms, 3),
+        ttft_ms=None if run.ttft_ms is None else round(run.ttft_ms, 3),
+        retries=report.num_retries,
     )
 
 

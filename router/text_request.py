@@ -32,6 +32,7 @@ class Origin:
     request_id: str  # unique in the cluster; also the id of the answer
     arrived: float  # monotonic seconds
     traceparent: str = ""
+    client_id: str = ""  # what the client calls it
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ def text_request(
             cache_scope=scope,
             deadline_ms=frontend.config.request_deadline_ms,
             traceparent=origin.traceparent,
+            client_id=origin.client_id,
         )
         for i, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True))
     ]

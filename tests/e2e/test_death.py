@@ -33,6 +33,7 @@ AGAIN_WITHIN_S = 60.0  # a long prompt computed a second time
 LONG_PROMPT, LONG_ANSWER = 6000, 2000  # tokens: seconds of prefill and of decode
 COMPLETIONS = "/v1/completions"
 SLOW_PREFILL = {Role.PREFILL: {"max_batch_tokens": 4}}  # many steps for a long prompt
+REMOTE_IF_POSSIBLE = {"remote_prefill": "prefer"}  # an idle decode worker would keep such prompts
 Reap = Callable[[], Awaitable[None]]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -54,7 +55,9 @@ async def deaths(
     """Its router lives through everything that happens here."""
     logs = tmp_path_factory.mktemp("logs")
     room = {"kv_cache_bytes": 32 << 20}  # for long prompts beside the quarantined blocks of others
-    async with ProcessCluster(model, valkey_url, logs, worker=room, by_role=SLOW_PREFILL) as cluster:
+    async with ProcessCluster(
+        model, valkey_url, logs, worker=room, by_role=SLOW_PREFILL, router=REMOTE_IF_POSSIBLE
+    ) as cluster:
         yield cluster
 
 
@@ -388,7 +391,7 @@ async def test_stopped_worker(
     """Whether its lease ends or not: its requests end with a definite error, and the other worker does what it can."""
     lease, room = {"lease_ms": lease_ms}, {"kv_cache_bytes": 32 << 20}
     async with ProcessCluster(
-        model, valkey_url, tmp_path, worker=lease | room, by_role=SLOW_PREFILL, router=lease
+        model, valkey_url, tmp_path, worker=lease | room, by_role=SLOW_PREFILL, router=lease | REMOTE_IF_POSSIBLE
     ) as cluster:
         await assert_stop_is_survived(cluster, reference, role)
 

@@ -34,3 +34,16 @@ def test_nothing_is_left_whatever_overlapped(requests: list[tuple[str, str, bool
         booking.release()
     assert bookings.total == 0
     assert [*bookings.tokens, *bookings.sequences, *bookings.blocks] == []
+
+
+def test_whose_load_has_changed_is_told_once() -> None:
+    bookings = Bookings()
+    booking = bookings.book(placement("p", "d"), num_tokens=100, num_blocks=7)
+    assert bookings.take_changed() == {"p", "d"}
+    assert bookings.take_changed() == set()
+    booking.prefilled()
+    booking.prefilled()
+    assert bookings.take_changed() == {"p"}
+    booking.release()
+    assert bookings.take_changed() == {"d"}
+    assert bookings.load("d") == (0, 0, 0)

@@ -153,6 +153,32 @@ async def test_the_report_says_where_it_ran(client: httpx.AsyncClient, doors: Do
     assert last["diptych"]["reason"] == "remote prefill is cheaper"
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_placement_is_told_in_a_header_to_who_asks(
+    client: httpx.AsyncClient, doors: Doors, streamed: bool
+) -> None:
+    doors.core.prefill = LegStats(prompt_cached=4)
+    asks = {"x-diptych-placement": "1", "x-request-id": "mine"}
+    answer = await client.post("/v1/chat/completions", json={**CHAT, "stream": streamed}, headers=asks)
+    told = json.loads(answer.headers["x-diptych-placement"])
+    assert (told["prefill_worker"], told["decode_worker"]) == ("prefill-a", "decode-b")
+    assert (told["predicted_cached_tokens"], told["cached_tokens"], told["retries"]) == (0, 4, 0)
+    assert told["ttft_ms"] > 0
+    assert told["request_id"] == doors.core.requests[0].request_id
+    assert doors.core.requests[0].client_id == "mine"
+    for headers in ({}, {"x-diptych-placement": "0"}):
+        answer = await client.post("/v1/chat/completions", json={**CHAT, "stream": streamed}, headers=headers)
+        assert "x-diptych-placement" not in answer.headers
+
+
+async def test_the_header_lists_the_placements_of_several_prompts(client: httpx.AsyncClient) -> None:
+    body = {"prompt": ["one", "two"]}
+    answer = await client.post("/v1/completions", json=body, headers={"x-diptych-placement": "1"})
+    first, second = json.loads(answer.headers["x-diptych-placement"])
+    assert first["request_id"].endswith("-0")
+    assert second["request_id"].endswith("-1")
+
+
 async def test_ignored_fields_are_named_in_a_header(client: httpx.AsyncClient) -> None:
     fields = {**CHAT, "tools": [], "response_format": {}, "priority": 1}
     answer = await client.post("/v1/chat/completions", json=fields)

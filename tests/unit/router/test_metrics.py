@@ -75,6 +75,32 @@ def test_a_finished_request_is_seen_once_everywhere(counted: Counted) -> None:
     assert counted("vllm:inter_token_latency_seconds_count") == 2
 
 
+@pytest.mark.parametrize(
+    ("predicted", "stale", "stale_tokens", "unforeseen"), [(48, 1, 16, 0), (32, 0, 0, 0), (0, 0, 0, 32)]
+)
+def test_what_was_believed_is_held_against_what_was_true(
+    counted: Counted, predicted: int, stale: int, stale_tokens: int, unforeseen: int
+) -> None:
+    counted.metrics.observe(replace(RECORD, report=replace(REPORT, predicted_cached=predicted, matched_tokens=64)))
+    assert counted("diptych_matched_tokens_total") == 64
+    assert counted("diptych_stale_hits_total") == stale
+    assert counted("diptych_stale_hit_tokens_total") == stale_tokens
+    assert counted("diptych_unforeseen_hit_tokens_total") == unforeseen
+    assert counted("diptych_prefill_tokens_avoided_total") == 32
+
+
+def test_prefill_is_not_avoided_where_decode_had_to_compute_it_again(counted: Counted) -> None:
+    again = replace(REPORT, decode=LegStats(prompt_computed=100))
+    counted.metrics.observe(replace(RECORD, report=again))
+    assert counted("diptych_prefill_tokens_avoided_total") == 0
+
+
+def test_the_error_of_a_prediction_is_from_placement_to_first_token(counted: Counted) -> None:
+    marks = {"placed": 10.1, "first_token": 10.5}
+    counted.metrics.observe(replace(RECORD, report=replace(REPORT, expected_ms=300.0, marks=marks)))
+    assert counted("diptych_predicted_ttft_error_seconds_sum") == pytest.approx(0.1)
+
+
 def test_a_canary_is_not_a_request(counted: Counted) -> None:
     counted.metrics.observe(replace(RECORD, canary=True))
     assert counted("diptych_requests_total", code=OK) == 0
