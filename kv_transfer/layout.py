@@ -25,6 +25,7 @@ Knows nothing about torch, NIXL or who owns the memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from diptych.config import WeightForm
 from diptych.errors import Incompatible
@@ -45,6 +46,7 @@ class KVLayout:
     block_bytes: int
     fingerprint: str  # of `fingerprint`, below
     device: int = 0
+    scratch_block: int | None = None  # one of `num_blocks` that nobody owns; None: connections are not measured
 
     def __post_init__(self) -> None:
         if self.num_blocks < 1 or self.block_bytes < 1:
@@ -68,7 +70,7 @@ class KVLayout:
             raise IndexError(f"block {block} is outside a pool of {self.num_blocks}")
         return self.address + block * self.block_bytes
 
-    def hello(self, worker_id: str, agent_metadata: bytes) -> PeerHello:
+    def hello(self, worker_id: str, agent_metadata: bytes, transports: tuple[str, ...] = ()) -> PeerHello:
         """What this worker tells a peer when they meet."""
         return PeerHello(
             worker_id=worker_id,
@@ -77,8 +79,28 @@ class KVLayout:
             pool_address=self.address,
             block_bytes=self.block_bytes,
             num_blocks=self.num_blocks,
+            scratch_block=self.scratch_block,
+            host=_boot_id(),
+            transports=transports,
             device=self.device,
         )
+
+
+def slow_path(local: PeerHello, remote: PeerHello) -> str:
+    """Why KV between these two goes over TCP though they could share memory, or ""."""
+    if not local.host or local.host != remote.host:
+        return ""
+    without = [hello.worker_id for hello in (local, remote) if hello.transports and "sm" not in hello.transports]
+    if not without:
+        return ""
+    return f'both are on one machine, but {" and ".join(without)} may not use shared memory: add "sm" to `transports`'
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:  # not Linux, or not ours to read
+        return ""
 
 
 def fingerprint(*, model: str, revision: str, dtype: str, layout: str, block_size: int, weights: str = "full") -> str:

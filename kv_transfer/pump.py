@@ -12,6 +12,7 @@ from diptych.messages import PeerHello, Receipt
 from kv_transfer.agent import PeerLost, TransferAgent, TransferError
 from kv_transfer.checksum import Checks, Pool
 from kv_transfer.incoming import Refusal
+from kv_transfer.link_probe import Link, LinkProbe
 from kv_transfer.notification import WARM_UP, seal, unseal
 from kv_transfer.outcome import Arrival, Counters, Missed
 from kv_transfer.pusher import Pusher
@@ -41,6 +42,7 @@ class TransferPump:
         on_missed: Callable[[Missed], None] = lambda missed: None,
         on_lost: Callable[[str], None] = lambda peer_id: None,
         on_unanswered: Callable[[str], None] = lambda peer_id: None,
+        scratch_block: int | None = None,
     ) -> None:
         """
         Args:
@@ -55,20 +57,26 @@ class TransferPump:
                 push to it, it must be met again.
             on_unanswered: called with a peer that has not answered a delivery in time. It may have forgotten this
                 worker, because its own connection broke: it wants to be met again as well.
+            scratch_block: of the pool, that nobody owns; None: connections are not measured.
         """
         self.before_acting: Callable[[], object] = lambda: None  # between receiving and acting on it
         self.counters = Counters()
         self.pusher = Pusher(
-            agent, block_bytes, pool, self.counters, clock, checks, acknowledged, on_lost, on_unanswered
+            agent, block_bytes, pool, self.counters, clock, checks, acknowledged, self._lost, on_unanswered
         )
         self.receiver = Receiver(agent.name, block_bytes, pool, self.counters, on_arrival, on_missed, clock, checks)
+        self.links: dict[str, Link] = {}  # by peer; replaced whole, so that any thread may look
+        self._probes: dict[str, LinkProbe] = {}
+        self._scratch_block = scratch_block
+        self._block_bytes = block_bytes
+        self._on_lost = on_lost
         self._agent = agent
         self._acknowledged = acknowledged
         self._clock = clock
         self._fast_until = 0.0
 
-    def add_peer(self, hello: PeerHello) -> None:
-        """Meet a peer and open the connection to it.
+    def add_peer(self, hello: PeerHello, *, probe: bool = False) -> None:
+        """Meet a peer and open the connection to it; with `probe`, measure it in the next steps (`links`).
 
         Raises:
             TransferError: it cannot be reached.
@@ -76,6 +84,11 @@ class TransferPump:
         self._agent.add_peer(hello)
         self._fast_until = self._clock() + GRACE_S
         self._agent.send_notification(hello.worker_id, WARM_UP)
+        if probe and self._scratch_block is not None and hello.scratch_block is not None:
+            pair = self._scratch_block, hello.scratch_block
+            self._probes[hello.worker_id] = LinkProbe(
+                self._agent, hello.worker_id, pair, self._block_bytes, self._clock
+            )
 
     def lose_peer(self, peer_id: str) -> None:
         """The peer's process is proven dead: end its transfers and forget it. Idempotent.
@@ -98,17 +111,36 @@ class TransferPump:
     def step(self) -> bool:
         """One turn. True: something was done, and another turn may do more at once."""
         worked = self.pusher.step()
+        for peer_id in list(self._probes):
+            worked |= self._probe(peer_id)
         return self._take_notifications() or worked
 
     def wait_s(self) -> float:
         """How long the caller may sleep before the next `step`, if nothing is asked of it meanwhile."""
-        active = self.pusher.active or self.receiver.active or self._clock() < self._fast_until
+        active = self.pusher.active or self.receiver.active or bool(self._probes) or self._clock() < self._fast_until
         return POLL_S if active else IDLE_POLL_S
 
     def check(self) -> None:
         """Assert the invariants."""
         self.pusher.check()
         self.receiver.check()
+
+    def _probe(self, peer_id: str) -> bool:
+        try:
+            link = self._probes[peer_id].step()
+        except TransferError as error:
+            log.warning("the connection to %s was not measured: %s", peer_id, error)
+            del self._probes[peer_id]
+            return True
+        if link is not None:
+            del self._probes[peer_id]
+            self.links = self.links | {peer_id: link}
+        return link is not None
+
+    def _lost(self, peer_id: str) -> None:
+        self._probes.pop(peer_id, None)
+        self.links = {peer: link for peer, link in self.links.items() if peer != peer_id}
+        self._on_lost(peer_id)
 
     def _take_notifications(self) -> bool:
         received = self._agent.take_notifications()

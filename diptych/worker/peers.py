@@ -86,4 +86,4 @@ class Peers:
             raise LegFailed(f"{worker_id} did not answer a greeting within {MEET_TIMEOUT_S:g} s") from None
         if hello.worker_id != worker_id:
             raise LegFailed(f"{address} is now {hello.worker_id}, not {worker_id}: that incarnation is gone")
-        await self._transfers.add_peer(hello)
+        await self._transfers.add_peer(hello, probe=True)

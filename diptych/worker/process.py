@@ -227,7 +227,10 @@ def _make_transfers(
     on_missed: Callable[[Missed], None],
 ) -> TransferThread:
     index = device_index(config.device)
-    layout = KVLayout(runner.pool_address, runner.num_blocks, runner.block_bytes, identity, index)
+    # One block more than the engine gives out: the scratch block behind them, for probing connections.
+    layout = KVLayout(
+        runner.pool_address, runner.num_blocks + 1, runner.block_bytes, identity, index, scratch_block=runner.num_blocks
+    )
     memory = "DRAM" if config.device == "cpu" else "VRAM"
     pool = _bytes_of(layout) if memory == "DRAM" else None
 
@@ -236,7 +239,7 @@ def _make_transfers(
         return NixlAgent(worker_id, layout, memory)
 
     checks = Checks(config.verify_checksums)
-    return TransferThread(worker_id, layout, pool, make_agent, on_arrival, on_missed, checks)
+    return TransferThread(worker_id, layout, pool, make_agent, on_arrival, on_missed, checks, transports_of(config))
 
 
 def _bytes_of(layout: KVLayout) -> npt.NDArray[np.uint8]:

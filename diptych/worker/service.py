@@ -211,7 +211,11 @@ class BaseService(ABC):
         """The engine's view of itself, with the transfers'."""
         counters = self._transfers.counters
         names = (name for name in m.WorkerStats.__struct_fields__ if name.startswith(("transfer", "exposed")))
-        return msgspec.structs.replace(self._engine.stats, **{name: getattr(counters, name) for name in names})
+        links = {
+            peer_id: m.LinkStats(link.bytes_per_s, link.latency_ms) for peer_id, link in self._transfers.links.items()
+        }
+        counted = {name: getattr(counters, name) for name in names}
+        return msgspec.structs.replace(self._engine.stats, links=links, **counted)
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let what runs finish, then end the rest with an error."""

@@ -13,6 +13,7 @@ from process_cluster import ProcessCluster
 from reference import BLOCK, Reference, random_prompt
 from scrape import Samples
 from sse import DONE, read_events
+from waiting import until
 
 from diptych.messages import Role, WorkerStats
 
@@ -65,6 +66,19 @@ class Rise:
 @pytest_asyncio.fixture(loop_scope="module")
 async def rise(cluster: ProcessCluster) -> Rise:
     return Rise(cluster, await cluster.settled_metrics())
+
+
+async def test_the_pair_has_measured_its_connection(cluster: ProcessCluster) -> None:
+    await complete(cluster.http, prompt=[5] * 40)
+    (decode,) = cluster.of_role(Role.DECODE)
+
+    async def measured() -> bool:
+        return decode.record.worker_id in (await stats_of(cluster, Role.PREFILL)).links
+
+    await until(measured, "prefill has measured its link to decode")
+    link = (await stats_of(cluster, Role.PREFILL)).links[decode.record.worker_id]
+    assert 1e6 < link.bytes_per_s < 1e12
+    assert 0 <= link.latency_ms < 1_000
 
 
 @pytest.mark.parametrize("length", [5, 2 * BLOCK, 2 * BLOCK + 1, 150])
