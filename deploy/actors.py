@@ -3,6 +3,9 @@
 Ray starts it, places it and reports its death; nothing of a request ever passes through it. What it hosts is a
 coroutine `run(config, started, stop)`, named "module:function" and run by an event loop in a thread of its own. Only
 bytes, text and numbers cross its methods. Its output goes to a log file.
+
+It outlives the controller that started it, which another one takes over. If none asks after it for too long, it drains
+and ends by itself: nothing is left running that nobody looks after.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import importlib
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,8 +27,10 @@ import psutil
 import ray
 import uvloop
 
-from deploy.cluster_config import NODE_HOST, config_type
+from deploy.cluster_config import NODE_HOST
+from deploy.process_config import config_type
 from deploy.reconcile import Kind
+from deploy.status import Hosting
 
 Run = Callable[[Any, Callable[[Any], None], asyncio.Event], Awaitable[None]]
 
@@ -33,70 +39,80 @@ ENTRY_POINTS: dict[str, str] = {
     Kind.DECODE: "decode_worker.process:run",
     Kind.ROUTER: "router.process:run",
 }
-CONCURRENT_METHODS = 4  # start, wait and stop overlap
-
-
-class Hosting(msgspec.Struct, frozen=True, kw_only=True):
-    """What runs where, once it has started."""
-
-    pid: int
-    created_at_s: float  # with the pid: this process and no later one
-    node_id: str  # Ray's
-    record: msgspec.Raw  # what the process said about itself, JSON
+CONCURRENT_METHODS = 8  # calls overlap, and those of a controller that was killed still take their time
+GUARD_INTERVAL_S = 1.0
 
 
 class ProcessHost:
-    """One hosted process. Use: `start` once, `wait` for its end, `stop` to end it well.
+    """One hosted process. Use: `start`, `ready` until it is, `wait` until it has ended, `stop` to end it well.
 
-    None of its methods may be `async`: Ray would then run all of them on one event loop, and `wait` would block `stop`.
+    Every call is short: a controller that is killed leaves none behind that blocks. None of its methods may be `async`:
+    Ray would then run all of them on one event loop.
     """
 
-    def __init__(self, log_path: str) -> None:
+    def __init__(self, log_path: str, orphan_timeout_s: float) -> None:
         _redirect_output(Path(log_path))
         faulthandler.enable()
+        self._orphan_timeout_s = orphan_timeout_s
+        self._unasked_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
         self._started = threading.Event()  # it said so, or it ended
         self._ended = threading.Event()
         self._record: bytes | None = None
         self._failure = ""
+        threading.Thread(target=self._guard, name="guard", daemon=True).start()
 
     def start(self, entry_point: str, kind: str, config_json: bytes) -> bytes:
-        """Run it; returns the JSON of a `Hosting` when it is ready to serve.
-
-        Raises:
-            RuntimeError: it ended before it was ready; the message has its traceback.
-        """
-        thread = threading.Thread(target=self._main, args=(entry_point, Kind(kind), config_json), name="process")
-        thread.start()
-        self._started.wait()
-        if self._record is None:
-            raise RuntimeError(self._failure or "it ended without having started")
-        process = psutil.Process()
+        """Run it, once however often it is asked for; returns the JSON of a `Hosting` at once."""
+        self._unasked_s = 0.0
+        with self._starting:
+            if self._thread is None:
+                arguments = (entry_point, Kind(kind), config_json)
+                self._thread = threading.Thread(target=self._main, args=arguments, name="process")
+                self._thread.start()
+        process, context = psutil.Process(), ray.get_runtime_context()
         return msgspec.json.encode(
             Hosting(
                 pid=process.pid,
                 created_at_s=process.create_time(),
-                node_id=ray.get_runtime_context().get_node_id(),
-                record=msgspec.Raw(self._record),
+                node_id=context.get_node_id(),
+                node=ray.util.get_node_ip_address(),
             )
         )
 
-    def wait(self) -> None:
-        """Return when it ended.
+    def ready(self, timeout_s: float) -> bytes:
+        """What it said about itself when it was ready to serve, JSON; empty if it is not within `timeout_s`.
+
+        Raises:
+            RuntimeError: it ended before it was ready; the message has its traceback.
+        """
+        self._unasked_s = 0.0
+        if not self._started.wait(timeout_s):
+            return b""
+        if self._record is None:
+            raise RuntimeError(self._failure or "it ended without having started")
+        return self._record
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended, waiting for that.
 
         Raises:
             RuntimeError: it crashed; the message has its traceback.
         """
-        self._ended.wait()
+        self._unasked_s = 0.0
+        ended = self._ended.wait(timeout_s)
         if self._failure:
             raise RuntimeError(self._failure)
+        return ended
 
     def stop(self) -> None:
-        """Ask it to end and wait until it did. It drains first: the caller brings the patience."""
+        """Ask it to end; it drains first, and `wait` sees the end."""
+        self._unasked_s = 0.0
         if self._loop is not None and self._stop is not None and not self._ended.is_set():
             self._loop.call_soon_threadsafe(self._stop.set)
-            self._ended.wait()
 
     def _main(self, entry_point: str, kind: Kind, config_json: bytes) -> None:
         async def main() -> None:
@@ -120,6 +136,18 @@ class ProcessHost:
     def _on_started(self, record: Any) -> None:
         self._record = msgspec.json.encode(record)
         self._started.set()
+
+    def _guard(self) -> None:
+        """Drain and end when nobody has asked for too long, be it that the controller is gone for good or cut off."""
+        while self._unasked_s < self._orphan_timeout_s:
+            time.sleep(GUARD_INTERVAL_S)
+            self._unasked_s += GUARD_INTERVAL_S  # of this process' own time: whoever was stopped could not be asked
+        print(f"no controller has asked for {self._orphan_timeout_s:g} s: ending", file=sys.stderr, flush=True)
+        if self._thread is not None:
+            while not self._ended.wait(GUARD_INTERVAL_S):
+                if self._loop is not None and self._stop is not None:
+                    self._loop.call_soon_threadsafe(self._stop.set)
+        os._exit(0)  # the actor's own way of ending needs a call from outside
 
 
 def load(entry_point: str) -> Run:

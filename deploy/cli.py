@@ -4,51 +4,63 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 import diptych
+from deploy.cluster_file import ClusterFileError, read_cluster
 from deploy.model_store import DEFAULT_MODEL
 from deploy.progress import Progress
 from deploy.run_folder import RunFolder
 from deploy.supervise import supervise
+from deploy.verbs import verbs
 
 PROMPT = "Explain in three sentences why the sky is blue."
 
 app = App(name="diptych", help="A disaggregated prefill/decode serving cluster.", version=diptych.__version__)
+for verb in verbs:
+    app.command(verb)
 
 
 @app.command
 def up(
     *,
-    model: str = DEFAULT_MODEL,
-    served_model: str = "",
-    prefill: int = 1,
-    decode: int = 1,
-    host: str = "127.0.0.1",
-    http_port: int = 8000,
-    grpc_port: int = 0,
-    redis_url: str = "",
-    ray_address: str = "",
-    cluster: str = "diptych",
-    kv_cache_mb: int = 512,
-    block_size: int = 16,
-    threads: int = 0,
-    num_cpus: float = 0.0,
-    num_gpus: float = 0.0,
-    remote_prefill: str = "auto",
-    drain_timeout: float = 30.0,
-    otlp_endpoint: str = "",
+    config: Path | None = None,
+    model: str | None = None,
+    served_model: str | None = None,
+    prefill: int | None = None,
+    decode: int | None = None,
+    host: str | None = None,
+    http_port: int | None = None,
+    grpc_port: int | None = None,
+    admin_port: int | None = None,
+    redis_url: str | None = None,
+    ray_address: Annotated[str, Parameter(name=["--ray-address", "--address"])] = "",
+    cluster: str | None = None,
+    kv_cache_mb: int | None = None,
+    block_size: int | None = None,
+    threads: int | None = None,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    remote_prefill: str | None = None,
+    drain_timeout: float | None = None,
+    otlp_endpoint: str | None = None,
+    insecure_network: Annotated[bool | None, Parameter(negative=())] = None,
     prompt: str = PROMPT,
     max_tokens: int = 96,
-    start_timeout: float = 180.0,
+    start_timeout: float | None = None,
     once: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Start a whole cluster, ask it one question, and stay until Ctrl-C.
+    """Start a whole cluster, ask it one question, and stay until Ctrl-C or `diptych down`.
+
+    What is not given here or in the file has the default of `deploy/cluster_config.py`.
 
     Parameters
     ----------
+    config
+        A description of the cluster in TOML (deploy/examples has some); flags override it.
     model
         A Hugging Face model folder (Llama family, safetensors), or the name of the default model.
     served_model
@@ -63,12 +75,14 @@ def up(
         Of the OpenAI-compatible door.
     grpc_port
         0 picks a free one.
+    admin_port
+        Of the admin door, on loopback; 0 picks a free one, which the other commands find.
     redis_url
         An existing Redis (7 or newer) or Valkey; an embedded one when empty.
     ray_address
         An existing Ray cluster (host:port or "auto"); a private one when empty.
     cluster
-        Prefix of every Redis key. Two clusters that share a Redis need two.
+        Its name, and the prefix of every Redis key. Two clusters that share a Redis need two.
     kv_cache_mb
         Memory for KV blocks, per worker, in MiB.
     block_size
@@ -85,6 +99,8 @@ def up(
         Seconds a worker may finish its requests when told to stop.
     otlp_endpoint
         Where OpenTelemetry spans go; tracing is off when empty.
+    insecure_network
+        Allow addresses that other machines reach, without TLS and without keys for clients.
     prompt
         The question asked when everything runs.
     max_tokens
@@ -94,44 +110,48 @@ def up(
     once
         Stop after the answer.
     """
-    fields = {
-        "served_model": served_model,
-        "cluster": cluster,
-        "prefill": prefill,
-        "decode": decode,
-        "host": host,
-        "http_port": http_port,
-        "grpc_port": grpc_port,
-        "kv_cache_bytes": kv_cache_mb << 20,
-        "block_size": block_size,
-        "threads": threads,
+    of_workers = {
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
-        "remote_prefill": remote_prefill,
-        "drain_timeout_s": drain_timeout,
-        "otlp_endpoint": otlp_endpoint,
+        "options.threads": threads,
+        "options.kv_cache_bytes": None if kv_cache_mb is None else kv_cache_mb << 20,
+    }
+    flags: dict[str, Any] = {
+        "model": model,
+        "served_model": served_model,
+        "name": cluster,
+        "redis_url": redis_url,
+        "prefill.count": prefill,
+        "decode.count": decode,
+        **{f"{pool}.{name}": value for pool in ("prefill", "decode") for name, value in of_workers.items()},
+        "router.host": host,
+        "router.http_port": http_port,
+        "router.grpc_port": grpc_port,
+        "router.options.remote_prefill": remote_prefill,
+        "admin.port": admin_port,
+        "options.block_size": block_size,
+        "options.otlp_endpoint": otlp_endpoint,
+        "limits.drain_timeout_s": drain_timeout,
+        "limits.start_timeout_s": start_timeout,
+        "allow_insecure_network": insecure_network,
     }
     progress = Progress()
+    try:
+        described = read_cluster(config, flags, DEFAULT_MODEL)
+    except ClusterFileError as error:
+        progress.error(str(error))
+        return 1
     folder = RunFolder()
 
     def run() -> int:
         # Ray reads its settings when it is imported, and nothing may have threads before `supervise` forks.
         from deploy.ray_runtime import private_environment, shared_environment
 
-        os.environ.update(shared_environment() if ray_address else private_environment())
+        os.environ.update(shared_environment(os.environ) if ray_address else private_environment())
         from deploy.up import UpOptions
         from deploy.up import up as run_up
 
-        options = UpOptions(
-            model=model,
-            redis_url=redis_url,
-            ray_address=ray_address,
-            prompt=prompt,
-            max_tokens=max_tokens,
-            once=once,
-            start_timeout_s=start_timeout,
-            cluster=fields,
-        )
+        options = UpOptions(ray_address=ray_address, prompt=prompt, max_tokens=max_tokens, once=once, cluster=described)
         return run_up(options, folder.path, progress)
 
     return supervise(run, folder.remove)

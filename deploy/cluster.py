@@ -2,136 +2,172 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 import httpx
 import msgspec
+import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deploy.cluster_config import ClusterConfig
-from deploy.controller import ClusterStatus, Controller, Crash, ProcessStatus
+from deploy.controller import Controller
+from deploy.monitor import door_url
 from deploy.progress import Progress
 from deploy.reconcile import Kind, State
+from deploy.status import ClusterError, ClusterStatus, Crash
+from diptych.errors import WireError, from_wire
 
 POLL_S = 0.1
 CALL_TIMEOUT_S = 10.0  # of the controller; it never works for long
-KILL_PATIENCE_S = 15.0  # beyond the drain
+RESTART_TIMEOUT_S = 60.0  # of a controller that was killed: a process has to start
+KILL_PATIENCE_S = 20.0  # beyond the drain
 LOG_LINES = 20
 
 
-class ClusterError(Exception):
-    """The cluster did not start, or does not work any more; the message says why."""
-
-
 class Cluster:
-    """A context manager: entering starts the controller, leaving ends every process in order."""
+    """A context manager: entering starts the controller, leaving ends every process in order. From any thread."""
 
     def __init__(self, config: ClusterConfig, entry_points: dict[str, str] | None = None) -> None:
-        self._config = config
+        self.config = config
         self._entry_points = entry_points or {}
         self.actor: Any = None
-        self._run: Any = None
 
     def __enter__(self) -> Cluster:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"max_restarts": 0, "num_cpus": 0, "scheduling_strategy": here}
+        options = {"max_restarts": -1, "num_cpus": 0, "scheduling_strategy": here}
         actor = ray.remote(Controller).options(**options)
-        self.actor = actor.remote(msgspec.json.encode(self._config), self._entry_points)
-        self._run = self.actor.run.remote()
+        run_id = f"{self.config.name}:{secrets.token_hex(8)}"
+        self.actor = actor.remote(msgspec.json.encode(self.config), run_id, self._entry_points)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            ray.get(self.actor.shutdown.remote(), timeout=2 * self._config.drain_timeout_s + KILL_PATIENCE_S)
-        except RayError:
-            ray.kill(self.actor)  # Ray ends its actors with it
-
-    def status(self) -> ClusterStatus:
         """
         Raises:
-            ClusterError: the controller is gone.
+            ClusterError: the controller did not end everything. What it left ends by itself: see `deploy.actors`.
         """
+        patience_s = 2 * self.config.limits.drain_timeout_s + KILL_PATIENCE_S
         try:
-            ended, _ = ray.wait([self._run], timeout=0)
-            if ended:
-                ray.get(self._run)
-            reply = ray.get(self.actor.status.remote(), timeout=CALL_TIMEOUT_S)
-        except GetTimeoutError:
-            raise ClusterError(f"the controller has not answered for {CALL_TIMEOUT_S:.0f} s") from None
-        except RayError as error:
-            raise ClusterError(f"the controller failed: {error}") from error
-        return msgspec.json.decode(reply, type=ClusterStatus)
+            self._call("shutdown", patience_s=patience_s, call_timeout_s=patience_s)
+        finally:
+            ray.kill(self.actor)
 
-    def scale(self, kind: Kind, count: int) -> None:
-        """Want `count` processes of a kind from now on."""
-        ray.get(self.actor.scale.remote(str(kind), count), timeout=CALL_TIMEOUT_S)
+    def status(self, patience_s: float = RESTART_TIMEOUT_S) -> ClusterStatus:
+        """
+        Raises:
+            ClusterError: there is no controller, yet or any more, or it has not answered for so long.
+        """
+        return msgspec.json.decode(self._call("status", patience_s=patience_s), type=ClusterStatus)
 
-    def wait_until_ready(self, timeout_s: float, progress: Progress) -> ClusterStatus:
-        """Until every process runs, the router sees every worker, and a canary went end to end.
+    def scale(self, counts: dict[Kind, int]) -> None:
+        """Want so many processes from now on.
 
         Raises:
-            ClusterError: a process crashed, or the time passed.
+            BadRequest: it cannot be done; as of the other verbs. Nothing has changed then.
+            ClusterError: there is no controller, yet or any more.
+        """
+        self._order("scale", {kind.value: count for kind, count in counts.items()})
+
+    def drain(self, worker: str, *, replace: bool = True) -> None:
+        """Let a worker finish and end."""
+        self._order("drain", worker, replace)
+
+    def change_role(self, worker: str, role: Kind) -> None:
+        """Let a worker finish and end, and start one of another role in its place."""
+        self._order("change_role", worker, role.value)
+
+    def end_controller(self, pid: int) -> None:
+        """SIGKILL for a controller of this machine that does not answer; Ray starts another, which takes over."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.name().startswith("ray::Controller"):
+                process.kill()
+
+    def _order(self, verb: str, *arguments: object) -> None:
+        if refusal := self._call(verb, *arguments):
+            raise from_wire(msgspec.json.decode(refusal, type=WireError))
+
+    def _call(
+        self,
+        method: str,
+        *arguments: object,
+        patience_s: float = RESTART_TIMEOUT_S,
+        call_timeout_s: float = CALL_TIMEOUT_S,
+    ) -> Any:
+        """Ask the controller; again, if it is killed meanwhile: its successor knows what it knew."""
+        if self.actor is None:
+            raise ClusterError("the cluster is still starting")
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return ray.get(getattr(self.actor, method).remote(*arguments), timeout=call_timeout_s)
+            except (ActorUnavailableError, GetTimeoutError) as error:
+                if time.monotonic() >= deadline:
+                    raise ClusterError(f"the controller has not answered for {patience_s:.0f} s") from error
+                time.sleep(POLL_S)
+            except RayError as error:
+                raise ClusterError(f"the controller failed: {error}") from error
+
+    def wait_until_ready(
+        self, timeout_s: float, progress: Progress, given_up: Callable[[], bool] = lambda: False
+    ) -> ClusterStatus:
+        """Until every process runs, every router sees every worker, and a canary went end to end.
+
+        Args:
+            given_up: whether nobody wants to wait any longer.
+
+        Raises:
+            ClusterError: a process crashed, the time passed, or it was given up.
         """
         deadline = time.monotonic() + timeout_s
         seen: set[str] = set()
         while time.monotonic() < deadline:
+            if given_up():
+                raise ClusterError("it was told to go down before it was ready")
             status = self.status()
             if status.crashes:
                 raise ClusterError(describe_crash(status.crashes[0]))
             for process in status.processes:
-                if process.state is State.RUNNING and process.log_path not in seen:
-                    seen.add(process.log_path)
-                    progress.step(process.kind, f"{name_of(process)} runs (pid {process.pid})")
-            if status.complete and not self._unready():
+                if process.state is State.RUNNING and process.id not in seen:
+                    seen.add(process.id)
+                    progress.step(process.kind, f"{process.name} runs (pid {process.pid})")
+            if status.complete and not self._unready(status):
                 return status
             time.sleep(POLL_S)
         raise ClusterError(self._describe_delay(timeout_s))
 
-    def router(self, status: ClusterStatus) -> dict[str, str]:
-        """What the router says about itself."""
-        record = next(process.record for process in status.processes if process.kind is Kind.ROUTER)
-        said: dict[str, str] = msgspec.json.decode(record)
-        return said
-
-    def _unready(self) -> str:
-        """Why the public door does not call the cluster healthy and whole; empty when it does."""
-        try:
-            response = httpx.get(f"{base_url(self._config)}/health", timeout=CALL_TIMEOUT_S, trust_env=False)
-        except httpx.HTTPError as error:
-            return f"/health cannot be reached: {error}"
-        view = msgspec.json.decode(response.content)
-        if response.status_code != 200:
-            return "; ".join(view.get("reasons", ())) or f"/health says {response.status_code}"
-        details = view.get("details", {})
-        wanted = {"prefill_workers": self._config.prefill, "decode_workers": self._config.decode}
-        missing = [
-            f"{details.get(name, 0)} of {count} {name}"
-            for name, count in wanted.items()
-            if details.get(name, 0) < count
-        ]
-        return "; ".join([*missing, *view.get("reasons", ())]) if missing else ""
+    def _unready(self, status: ClusterStatus) -> str:
+        """Why a public door does not call the cluster healthy and whole; empty when all do."""
+        for router in status.of(Kind.ROUTER):
+            url = door_url(str(router.said["http_address"]))
+            try:
+                response = httpx.get(f"{url}/health", timeout=CALL_TIMEOUT_S, trust_env=False)
+            except httpx.HTTPError as error:
+                return f"{url}/health cannot be reached: {error}"
+            view = msgspec.json.decode(response.content)
+            if response.status_code != 200:
+                return "; ".join(view.get("reasons", ())) or f"{url}/health says {response.status_code}"
+            details = view.get("details", {})
+            wanted = {f"{kind}_workers": status.wanted[kind] for kind in (Kind.PREFILL, Kind.DECODE)}
+            missing = [
+                f"{details.get(name, 0)} of {n} {name}" for name, n in wanted.items() if details.get(name, 0) < n
+            ]
+            if missing:
+                return "; ".join([*missing, *view.get("reasons", ())])
+        return ""
 
     def _describe_delay(self, timeout_s: float) -> str:
         status = self.status()
         late = [process for process in status.processes if process.state is not State.RUNNING]
-        reason = ", ".join(f"{process.kind} is {process.state}" for process in late) or self._unready()
+        reason = ", ".join(f"{process.kind} is {process.state}" for process in late) or self._unready(status)
         tails = "".join(f"\n{tail(process.log_path)}" for process in late or status.processes)
         return f"the cluster was not ready within {timeout_s:.0f} s: {reason}{tails}"
-
-
-def base_url(config: ClusterConfig) -> str:
-    """The HTTP door as seen from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, config.host)
-    return f"http://{host}:{config.http_port}"
-
-
-def name_of(process: ProcessStatus) -> str:
-    record = msgspec.json.decode(process.record) or {}
-    return str(record.get("worker_id") or record.get("router_id") or process.kind)
 
 
 def describe_crash(crash: Crash) -> str:

@@ -1,104 +1,132 @@
-"""One cluster as the user asks for it, and the configuration each of its processes gets from that.
+"""One cluster as the user describes it: a typed file, or flags, or both; every field is checked when it is made.
 
-Everything a process knows is in its own configuration (`diptych.config`); nothing is inherited or read elsewhere.
+What each process gets from it is `deploy.process_config`'s. Nothing is inherited or read elsewhere.
 """
 
 from __future__ import annotations
 
-import os
+import math
+from typing import Any
 
 import msgspec
 
+from deploy.exposure import check_exposure
+from deploy.placing import Strategy
+from deploy.process_config import process_config
 from deploy.reconcile import Kind
-from diptych.config import RouterConfig, WorkerConfig
-from diptych.messages import Role
 
 NODE_HOST = "node"  # stands for the address of the Ray node a process lands on
+
+
+def _check_number(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} is {value}; it must be a number, at least 0")
+
+
+class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The prefill workers, or the decode workers."""
+
+    count: int = 1
+    num_cpus: float = 0.0  # that Ray books per worker; 0 lets a laptop hold them all
+    num_gpus: float = 0.0  # likewise; more than 0 also runs the model on a GPU
+    resources: dict[str, float] = {}  # custom ones of Ray, per worker
+    labels: dict[str, str] = {}  # a worker's node must have them all
+    placement: Strategy = "spread"
+    options: dict[str, Any] = {}  # fields of `WorkerConfig`
+
+    def __post_init__(self) -> None:
+        for name in ("num_cpus", "num_gpus"):
+            _check_number(name, getattr(self, name))
+        for name, amount in self.resources.items():
+            _check_number(f"resources.{name}", amount)
+            if name in ("CPU", "GPU"):
+                raise ValueError(f"resources.{name}: use num_{name.lower()}s")
+
+    @property
+    def booked(self) -> dict[str, float]:
+        """What Ray books for one worker, by Ray's names."""
+        amounts = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
+        return {name: amount for name, amount in amounts.items() if amount}
+
+
+class RouterPool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The routers. The second listens on the next ports, and so on; a load balancer in front is the user's."""
+
+    count: int = 1
+    host: str = "127.0.0.1"  # where the doors listen
+    http_port: int = 8000
+    grpc_port: int = 0  # 0 picks a free one
+    options: dict[str, Any] = {}  # fields of `RouterConfig`
+
+    def __post_init__(self) -> None:
+        for name in ("http_port", "grpc_port"):
+            if not 0 <= getattr(self, name) <= 65_535:
+                raise ValueError(f"{name} is {getattr(self, name)}; a port is 0 to 65535")
+
+
+class Admin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The admin door: `diptych status`, `scale`, `drain`, `role`, `down`."""
+
+    host: str = "127.0.0.1"
+    port: int = 0  # 0 picks a free one; the commands of this user on this machine find it
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Seconds."""
+
+    drain_timeout_s: float = 30.0  # a leaving worker may finish its requests; then routers carry them on elsewhere
+    start_timeout_s: float = 180.0  # from Ray's start until a canary went end to end
+    suspect_after_s: float = 5.0  # without progress; shown in the status
+    replace_after_s: float = 20.0  # likewise; then killed and replaced. Longer than the longest engine step
+    orphan_timeout_s: float = 120.0  # processes that no controller has asked after for so long drain and end
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            _check_number(name, getattr(self, name))
+        if not 0 < self.suspect_after_s <= self.replace_after_s:
+            raise ValueError("suspect_after_s must be more than 0 and at most replace_after_s")
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole cluster."""
 
-    model: str  # model folder, at the same path on every node
-    served_model: str = ""
-    cluster: str = "diptych"  # prefix of every Redis key
-    prefill: int = 1  # workers
-    decode: int = 1  # workers
-    host: str = "127.0.0.1"  # where the doors listen
-    http_port: int = 8000
-    grpc_port: int = 0  # 0 picks a free one
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    model: str  # model folder, at the same path on every node, or the name of the default model
+    served_model: str = ""  # the name clients use; the folder's name when empty
+    name: str = "diptych"  # prefix of every Redis key; two clusters on one Redis, Ray or account need two
+    redis_url: str = ""  # an existing Redis (7 or newer) or Valkey; empty: an embedded one
+    prefill: Pool = Pool()
+    decode: Pool = Pool()
+    router: RouterPool = RouterPool()
+    admin: Admin = Admin()
+    limits: Limits = Limits()
+    options: dict[str, Any] = {}  # fields that `WorkerConfig` and `RouterConfig` share, such as block_size and dtype
+    surge: bool = True  # start a replacement before its predecessor is drained; false where there is no room for both
+    allow_insecure_network: bool = False  # plain HTTP and gRPC without keys beyond this machine
+    # Set by `deploy.up`:
+    log_folder: str = ""  # one file per process
     worker_host: str = "127.0.0.1"  # where workers listen; `NODE_HOST`: the address of their Ray node
-    kv_cache_bytes: int = 512 << 20  # per worker
-    block_size: int = 16  # tokens a KV block
-    threads: int = 0  # of torch, per worker; 0 divides the processors among the workers
-    remote_prefill: str = "auto"
-    canary_interval_s: float = 10.0
-    drain_timeout_s: float = 30.0
-    otlp_endpoint: str = ""
-    log_folder: str  # one file per process
-    num_cpus: float = 0.0  # what Ray books per worker; 0 lets a laptop hold them all
-    num_gpus: float = 0.0
-    door_node_id: str = ""  # the Ray node where the router has to run; empty: any
+    door_node_id: str = ""  # the Ray node where routers have to run; empty: any
 
     def __post_init__(self) -> None:
-        if self.decode < 1:
-            raise ValueError(f"decode is {self.decode}; a cluster needs at least one decode worker")
-        if self.prefill < 0:
-            raise ValueError(f"prefill is {self.prefill}; it cannot be negative")
-        self.worker(Role.DECODE)  # refuses what a worker would refuse, before anything starts
-        self.router()
-
-    def wanted(self) -> dict[Kind, int]:
-        return {Kind.PREFILL: self.prefill, Kind.DECODE: self.decode, Kind.ROUTER: 1}
-
-    def process(self, kind: Kind) -> WorkerConfig | RouterConfig:
-        """The configuration of one process of this kind."""
-        return self.router() if kind is Kind.ROUTER else self.worker(Role(kind))
-
-    def worker(self, role: Role) -> WorkerConfig:
-        return WorkerConfig(
-            role=role,
-            model=self.model,
-            served_model=self.served_model,
-            cluster=self.cluster,
-            redis_url=self.redis_url,
-            host=self.worker_host,
-            device="cuda" if self.num_gpus else "cpu",
-            dtype=self.dtype,
-            block_size=self.block_size,
-            kv_cache_bytes=self.kv_cache_bytes,
-            threads=self.worker_threads(),
-            drain_timeout_s=self.drain_timeout_s,
-            otlp_endpoint=self.otlp_endpoint,
-        )
-
-    def router(self) -> RouterConfig:
-        return RouterConfig(
-            model=self.model,
-            served_model=self.served_model,
-            cluster=self.cluster,
-            redis_url=self.redis_url,
-            host=self.host,
-            http_port=self.http_port,
-            grpc_port=self.grpc_port,
-            block_size=self.block_size,
-            dtype=self.dtype,
-            remote_prefill=self.remote_prefill,
-            canary_interval_s=self.canary_interval_s,
-            otlp_endpoint=self.otlp_endpoint,
-        )
+        if not self.model:
+            raise ValueError("model is empty; give a model folder, or the name of the default model")
+        if not self.name or any(char.isspace() or char in ":/" for char in self.name):
+            raise ValueError(f"name is {self.name!r}; give a word without spaces, colons and slashes")
+        if self.decode.count < 1:
+            raise ValueError(f"decode.count is {self.decode.count}; a cluster needs at least one decode worker")
+        if self.prefill.count < 0:
+            raise ValueError(f"prefill.count is {self.prefill.count}; it cannot be negative")
+        if self.router.count < 1:
+            raise ValueError(f"router.count is {self.router.count}; a cluster needs at least one router")
+        for what, host in (("router.host", self.router.host), ("admin.host", self.admin.host)):
+            check_exposure(what, host, allowed=self.allow_insecure_network)
+        for kind in Kind:
+            process_config(self, kind, slot=0)  # refuses what a process would refuse, before anything starts
 
     @property
-    def dtype(self) -> str:
-        """What the engine computes in on the workers' device."""
-        return "bfloat16" if self.num_gpus else "float32"
+    def counts(self) -> dict[Kind, int]:
+        return {Kind.PREFILL: self.prefill.count, Kind.DECODE: self.decode.count, Kind.ROUTER: self.router.count}
 
-    def worker_threads(self) -> int:
-        if self.threads:
-            return self.threads
-        return max(1, len(os.sched_getaffinity(0)) // max(1, self.prefill + self.decode))
-
-
-def config_type(kind: Kind) -> type[WorkerConfig] | type[RouterConfig]:
-    return RouterConfig if kind is Kind.ROUTER else WorkerConfig
+    def pool(self, kind: Kind) -> Pool:
+        """Of workers."""
+        return self.prefill if kind is Kind.PREFILL else self.decode

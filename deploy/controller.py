@@ -1,150 +1,204 @@
-"""The Ray actor that keeps the cluster as it is wanted: it starts, watches, replaces and stops processes.
+"""The Ray actor that keeps the cluster as it is wanted: it starts, watches, drains, replaces and ends processes.
 
-Decisions are `deploy.reconcile`'s; this shell carries them out. A death is learned at once, because every actor's
-`wait` is being awaited; a replacement is a new incarnation, and the dead one gets a tombstone as soon as its process is
-proven to be gone. Only bytes, text and numbers cross its methods.
+Decisions are `deploy.reconcile`'s and `deploy.wanted`'s, deeds `deploy.pools`'. A death is learned at once, because
+every actor's end is being awaited; a replacement is a new incarnation, and the dead one gets a tombstone as soon as
+its process is proven to be gone. A controller that is killed, or meets a bug of its own, is started again by Ray, reads
+what it had written down, and takes over what runs without touching it. Only bytes, text and numbers cross its methods.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import os
 import time
+from collections.abc import Callable
 
 import msgspec
 import structlog
-from redis.exceptions import RedisError
 
 from deploy.actors import ENTRY_POINTS
 from deploy.cluster_config import ClusterConfig
 from deploy.hosted import Hosted
-from deploy.reconcile import Action, Forget, Kind, Start, State, Stop, Tombstone, reconcile
-from diptych.membership import connect, tombstone
+from deploy.monitor import Monitor
+from deploy.pools import Pools
+from deploy.reconcile import Action, Forget, Health, Kill, Kind, Observed, Start, State, Stop, Tombstone, reconcile
+from deploy.saved_state import StateStore
+from deploy.status import ClusterStatus, ProcessStatus
+from deploy.wanted import Wanted
+from diptych.errors import DiptychError
+from diptych.membership import connect
 
 LOOK_AGAIN_S = 1.0  # nothing needs it but what failed the first time
-STOP_SLACK_S = 5.0  # after draining: the last frames, and closing what is open
 LOG = structlog.get_logger()
-
-
-class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
-    kind: Kind
-    state: State
-    pid: int  # 0 until it has started
-    log_path: str
-    record: msgspec.Raw  # what the process said about itself, JSON; `null` until it has started
-
-
-class Crash(msgspec.Struct, frozen=True, kw_only=True):
-    """A process that ended without being told to."""
-
-    kind: Kind
-    worker_id: str  # empty for a router, and when it died before it was ready
-    pid: int  # 0: unknown
-    log_path: str
-    reason: str
-
-
-class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
-    processes: list[ProcessStatus]
-    crashes: list[Crash]  # since the controller began
-    complete: bool  # every wanted process runs
 
 
 class Controller:
     """Holds the pools of one cluster. An async Ray actor: its methods share one event loop and need no lock."""
 
-    def __init__(self, config_json: bytes, entry_points: dict[str, str] | None = None) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray awaits it; what it makes belongs to the actor's event loop
+        self, config_json: bytes, run_id: str, entry_points: dict[str, str] | None = None
+    ) -> None:
         self._config = msgspec.json.decode(config_json, type=ClusterConfig)
-        self._entry_points = ENTRY_POINTS | (entry_points or {})
-        self._wanted = self._config.wanted()
-        self._hosted: dict[str, Hosted] = {}
-        self._crashes: list[Crash] = []
-        self._crashed_at_s: dict[Kind, list[float]] = {kind: [] for kind in Kind}
-        self._orders = itertools.count(1)
-        self._changed = asyncio.Event()
+        self._store = StateStore(run_id)
         self._redis = connect(self._config.redis_url)
-
-    async def run(self) -> None:
-        """Reconcile until `shutdown` has ended the last process. A bug in here ends it too, and everything with it."""
-        async with asyncio.TaskGroup() as tasks:
-            while self._hosted or any(self._wanted.values()):
-                self._changed.clear()
-                now_s = time.monotonic()
-                observed = [hosted.observed() for hosted in self._hosted.values()]
-                plan = reconcile(self._wanted, observed, self._crashed_at_s, now_s)
-                for action in plan.actions:
-                    await self._do(action, tasks)
-                timeout_s = LOOK_AGAIN_S if plan.again_at_s is None else plan.again_at_s - now_s
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), timeout_s)
-        await self._redis.aclose()
+        self._changed = asyncio.Event()
+        self._monitor = Monitor(self._redis, self._config.name, self._config.limits, self._changed.set)
+        self._pools = Pools(
+            self._config, ENTRY_POINTS | (entry_points or {}), self._store, self._redis, self._changed.set
+        )
+        self._in_charge = asyncio.Event()  # it knows what its predecessor knew
+        self._running = asyncio.create_task(self._run())
+        self._running.add_done_callback(_crash_with)
 
     async def status(self) -> bytes:
         """The JSON of a `ClusterStatus`."""
-        processes = [_status(hosted) for hosted in self._hosted.values()]
-        running = [process.kind for process in processes if process.state is State.RUNNING]
-        complete = all(running.count(kind) == count for kind, count in self._wanted.items())
-        return msgspec.json.encode(ClusterStatus(processes=processes, crashes=self._crashes, complete=complete))
+        await self._in_charge.wait()
+        processes = [self._status_of(hosted) for hosted in self._pools]
+        settled = [p.kind for p in processes if p.state is State.RUNNING and not p.leaving and p.health is Health.OK]
+        counts = self._pools.counts
+        return msgspec.json.encode(
+            ClusterStatus(
+                name=self._config.name,
+                model=self._config.served_model,
+                wanted=counts,
+                processes=processes,
+                crashes=self._pools.crashes,
+                complete=len(settled) == len(processes) and all(settled.count(kind) == n for kind, n in counts.items()),
+                placeable=self._monitor.placeable(),
+                going_down=self._pools.wanted.down,
+                controller_pid=os.getpid(),
+            )
+        )
 
-    async def scale(self, kind: str, count: int) -> None:
-        """Want `count` processes of a kind from now on."""
-        self._wanted[Kind(kind)] = count
-        self._changed.set()
+    async def scale(self, counts: dict[str, int]) -> bytes:
+        """Want so many processes from now on. All verbs return an empty answer, or the JSON of a `WireError`."""
+        return await self._want(lambda wanted: wanted.scaled({Kind(kind): count for kind, count in counts.items()}))
+
+    async def drain(self, name: str, replace: bool) -> bytes:
+        """Let a worker finish and end; another takes its place if `replace`."""
+
+        def drained(wanted: Wanted) -> Wanted:
+            hosted = self._pools.find(name)
+            return wanted.without(hosted.id, hosted.kind, replace=replace)
+
+        return await self._want(drained)
+
+    async def change_role(self, name: str, role: str) -> bytes:
+        """Let a worker finish and end; one of the other role takes its place."""
+
+        def moved(wanted: Wanted) -> Wanted:
+            hosted = self._pools.find(name)
+            return wanted.moved(hosted.id, hosted.kind, Kind(role))
+
+        return await self._want(moved)
 
     async def shutdown(self) -> None:
         """End everything, the doors first, and return when the last process is gone."""
-        for kinds in ((Kind.ROUTER,), (Kind.PREFILL, Kind.DECODE)):
-            for kind in kinds:
-                await self.scale(kind, 0)
-            await asyncio.gather(*(h.gone.wait() for h in list(self._hosted.values()) if h.kind in kinds))
+        await self._want(Wanted.nothing)
+        await asyncio.shield(self._running)
+
+    async def _want(self, change: Callable[[Wanted], Wanted]) -> bytes:
+        await self._in_charge.wait()
+        try:
+            self._pools.wanted = change(self._pools.wanted)
+        except DiptychError as error:
+            return msgspec.json.encode(error.to_wire())
+        if not self._running.done():
+            await self._pools.save()
+        self._changed.set()
+        return b""
+
+    async def _run(self) -> None:
+        """Reconcile until everything has gone that was to go. A bug in here ends this process: see `_crash_with`."""
+        async with asyncio.TaskGroup() as tasks:
+            monitoring = tasks.create_task(self._monitor.run())
+            await self._pools.take_over(tasks)
+            self._in_charge.set()
+            while len(self._pools) or not self._pools.wanted.down:
+                self._changed.clear()
+                self._observe()
+                now_s = time.monotonic()
+                plan = reconcile(
+                    self._pools.counts,
+                    [self._observed(hosted) for hosted in self._pools],
+                    self._pools.ended_at_s,
+                    now_s,
+                    self._monitor.placeable(),
+                    self._config.surge,
+                )
+                for action in plan.actions:
+                    await self._do(action, tasks)
+                await self._pools.save()
+                timeout_s = LOOK_AGAIN_S if plan.again_at_s is None else plan.again_at_s - now_s
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), timeout_s)
+            monitoring.cancel()
+        await self._monitor.close()
+        await self._redis.aclose()
+        await asyncio.to_thread(self._store.erase)
 
     async def _do(self, action: Action, tasks: asyncio.TaskGroup) -> None:
         match action:
             case Start(kind=kind):
-                hosted = Hosted(self._config, kind, next(self._orders), self._changed.set)
-                self._hosted[hosted.id] = hosted
-                tasks.create_task(self._watch(hosted))
+                await self._pools.start(kind, tasks)
             case Stop(id=id):
-                tasks.create_task(self._hosted[id].stop(self._config.drain_timeout_s + STOP_SLACK_S))
+                if self._pools[id].kind is not Kind.ROUTER:
+                    self._monitor.a_worker_leaves()
+                self._pools.stop(id, tasks)
+            case Kill(id=id):
+                self._pools.kill(id, tasks)
             case Tombstone(id=id):
-                await self._bury(self._hosted[id])
+                await self._pools.bury(id)
             case Forget(id=id):
-                self._forget(id)
+                self._pools.forget(id)
 
-    async def _watch(self, hosted: Hosted) -> None:
-        await hosted.live(self._entry_points[hosted.kind])
-        if hosted.crashed:
-            crash = Crash(
-                kind=hosted.kind,
-                worker_id=hosted.worker_id,
-                pid=hosted.hosting.pid if hosted.hosting else 0,
-                log_path=hosted.log_path,
-                reason=hosted.reason,
-            )
-            self._crashes.append(crash)
-            self._crashed_at_s[hosted.kind].append(time.monotonic())
-            LOG.warning("process died", kind=crash.kind, worker_id=crash.worker_id, pid=crash.pid, reason=crash.reason)
+    def _observe(self) -> None:
+        """Watch what runs, and nothing else."""
+        running = {hosted.id for hosted in self._pools if hosted.state in (State.RUNNING, State.STOPPING)}
+        self._monitor.keep(running)
+        for hosted in self._pools:
+            if hosted.state is not State.RUNNING:
+                continue
+            if hosted.kind is Kind.ROUTER:
+                self._monitor.watch_router(hosted.id, hosted.said("http_address"))
+            else:
+                self._monitor.watch_worker(hosted.id, hosted.worker_id, hosted.said("address"))
 
-    async def _bury(self, hosted: Hosted) -> None:
-        try:
-            if hosted.worker_id:
-                await tombstone(self._redis, self._config.cluster, hosted.worker_id)
-        except RedisError as error:
-            LOG.warning("no tombstone yet, Redis cannot be reached", worker_id=hosted.worker_id, error=str(error))
-            return  # asked for again with the next look
-        self._forget(hosted.id)
+    def _observed(self, hosted: Hosted) -> Observed:
+        return Observed(
+            hosted.id,
+            hosted.kind,
+            hosted.state,
+            hosted.order,
+            hosted.proven_dead,
+            self._monitor.health(hosted.id),
+            self._is_leaving(hosted),
+            self._pools.wanted.leaving.get(hosted.id),
+        )
 
-    def _forget(self, id: str) -> None:
-        del self._hosted[id]
-        self._changed.set()
+    def _is_leaving(self, hosted: Hosted) -> bool:
+        """Because somebody wants it, or because the worker itself asked to be replaced."""
+        return self._pools.is_leaving(hosted) or self._monitor.is_draining(hosted.id)
+
+    def _status_of(self, hosted: Hosted) -> ProcessStatus:
+        vitals = self._monitor.vitals(hosted.id)
+        return ProcessStatus(
+            id=hosted.id,
+            kind=hosted.kind,
+            state=hosted.state,
+            health=self._monitor.health(hosted.id),
+            leaving=self._is_leaving(hosted) or hosted.state is State.STOPPING,
+            becomes=self._pools.wanted.leaving.get(hosted.id),
+            hosting=hosted.hosting,
+            log_path=hosted.log_path,
+            record=hosted.record,
+            stats=vitals.stats if vitals else None,
+        )
 
 
-def _status(hosted: Hosted) -> ProcessStatus:
-    return ProcessStatus(
-        kind=hosted.kind,
-        state=hosted.state,
-        pid=hosted.hosting.pid if hosted.hosting else 0,
-        log_path=hosted.log_path,
-        record=hosted.hosting.record if hosted.hosting else msgspec.Raw(b"null"),
-    )
+def _crash_with(task: asyncio.Task[None]) -> None:
+    """A controller that does not reconcile is none: end the process, and Ray starts it anew."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        LOG.error("the controller failed and begins again", exc_info=error)
+        os._exit(1)

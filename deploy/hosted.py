@@ -4,127 +4,175 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
-import psutil
 import ray
-from ray.exceptions import RayActorError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
-from deploy.actors import CONCURRENT_METHODS, Hosting, ProcessHost
+from deploy.actors import ProcessHost
 from deploy.cluster_config import ClusterConfig
-from deploy.reconcile import Kind, Observed, State
+from deploy.node_hand import prove_gone
+from deploy.placing import Placed
+from deploy.process_config import process_config
+from deploy.reconcile import Kind, State
+from deploy.saved_state import SavedProcess
+from deploy.scheduling import actor_options, give_back
+from deploy.status import Hosting
 
 KILL_TIMEOUT_S = 10.0  # from SIGKILL to the end of a process; longer only when the kernel holds it
+CALL_S = 5.0  # one look at a process lasts so long at most
+UNAVAILABLE_RETRY_S = 0.5
 
 
 class Hosted:
     """Its state only moves forward: starting, running, stopping, dead."""
 
-    def __init__(self, config: ClusterConfig, kind: Kind, order: int, on_change: Callable[[], None]) -> None:
-        self.kind = kind
-        self.id = f"{kind}-{order}"
+    def __init__(self, config: ClusterConfig, saved: SavedProcess, on_change: Callable[[], None]) -> None:
+        self.id, self.kind, self.slot = saved.id, saved.kind, saved.slot
         self.log_path = f"{config.log_folder}/{self.id}.log"
-        self.state = State.STARTING
-        self.hosting: Hosting | None = None
+        self.hosting = saved.hosting
+        self.record = saved.record
         self.reason = ""  # why it ended, when nobody told it to
+        self.retired = False  # it ended well, by its own decision: it asked to be replaced
+        self.told_to_stop = saved.told_to_stop
+        self.proven_dead = False
         self.gone = asyncio.Event()
-        self._order = order
-        self._told_to_stop = False
-        self._proven_dead = False
+        self.state = State.STARTING
+        if bytes(saved.record) != b"null":
+            self.state = State.RUNNING
+        if saved.told_to_stop:
+            self.state = State.STOPPING
+        self._config = config
+        self._saved = saved
         self._on_change = on_change
-        self._config_json = msgspec.json.encode(config.process(kind))
-        self._actor = ray.remote(ProcessHost).options(**_actor_options(config, kind)).remote(self.log_path)
+        self._actor: Any = None
+        self._reached = asyncio.Event()  # its actor is known, or there is none any more
+
+    @property
+    def order(self) -> int:
+        return self._saved.order
 
     @property
     def worker_id(self) -> str:
         """The incarnation in membership; empty for a router, and before it was ready."""
-        return self._said("worker_id")
+        return self.said("worker_id")
 
     @property
     def crashed(self) -> bool:
-        return self.state is State.DEAD and not self._told_to_stop
+        return self.state is State.DEAD and not self.told_to_stop and not self.retired
 
-    def observed(self) -> Observed:
-        return Observed(self.id, self.kind, self.state, self._order, self._proven_dead)
+    @property
+    def placed(self) -> Placed:
+        booked = {} if self.kind is Kind.ROUTER else self._config.pool(self.kind).booked
+        return Placed(self.kind, self.hosting.node_id if self.hosting else self._saved.node_id, booked)
+
+    def said(self, name: str) -> str:
+        """A text of what the process said about itself."""
+        record = msgspec.json.decode(self.record)
+        return str(record.get(name, "")) if isinstance(record, dict) else ""
+
+    def saved(self) -> SavedProcess:
+        """What another controller has to know to take it over."""
+        return msgspec.structs.replace(
+            self._saved, told_to_stop=self.told_to_stop, hosting=self.hosting, record=self.record
+        )
 
     async def live(self, entry_point: str) -> None:
-        """Follow its life from start to proven end."""
+        """Follow its life from start, or from where another controller left it, to the proven end."""
         try:
-            hosting = await self._actor.start.remote(entry_point, str(self.kind), self._config_json)
-            self.hosting = msgspec.json.decode(hosting, type=Hosting)
-            if self.state is State.STARTING:
-                self._move(State.RUNNING)
-            await self._actor.wait.remote()
-            self.reason = "it ended without being told to"
+            try:
+                await asyncio.to_thread(self._reach)
+            finally:
+                self._reached.set()
+            await self._begin(entry_point)
+            while not await self._ask("wait", CALL_S):
+                pass
+            self.reason, self.retired = "it ended without being told to", True
         except RayActorError:
-            self.reason = "it crashed or was killed"
-        except RayError as error:
-            self.reason = str(error).strip()  # with the traceback of what it raised
-        ray.kill(self._actor)  # a coroutine that crashed leaves its actor behind
-        self._proven_dead = await self._is_gone()
+            self.reason = self.reason or "it crashed or was killed"
+        except ValueError:
+            self.reason = self.reason or "it died while no controller was there to see it"
+        except (RayError, TimeoutError) as error:
+            self.reason = self.reason or str(error).strip()  # with the traceback of what it raised
+        if self._actor is not None:
+            ray.kill(self._actor)  # a coroutine that crashed leaves its actor behind
+        self.proven_dead = self.hosting is not None and await prove_gone(self.hosting, KILL_TIMEOUT_S)
+        await asyncio.to_thread(give_back, self.id)
         self._move(State.DEAD)
         self.gone.set()
 
     async def stop(self, patience_s: float) -> None:
         """End it: let it drain, then kill it. `live` sees the end."""
-        self._told_to_stop = True
-        starting = self.state is State.STARTING
+        starting, self.told_to_stop = self.state is State.STARTING, True
         self._move(State.STOPPING)
-        try:
-            if not starting:
-                await asyncio.wait_for(self._actor.stop.remote(), patience_s)
-        except (RayError, TimeoutError):
-            pass  # it died first, or it had its time
-        ray.kill(self._actor)
+        if not starting:
+            try:
+                async with asyncio.timeout(patience_s):
+                    await self._reached.wait()
+                    await self._ask("stop")
+                    await self.gone.wait()
+                return
+            except (RayError, TimeoutError):
+                pass  # it died first, or it had its time
+        await self.kill("it did not end in time")
 
-    async def _is_gone(self) -> bool:
-        """Proof, not absence of news: the kernel of this node no longer has the process.
+    async def kill(self, reason: str) -> None:
+        """SIGKILL, which ends even a stopped process. `live` sees the end."""
+        self.reason = self.reason or reason
+        await self._reached.wait()
+        if self.hosting is not None:
+            await prove_gone(self.hosting, KILL_TIMEOUT_S, kill=True)
+        if self._actor is not None:
+            ray.kill(self._actor)
 
-        Of another node's process only Ray's word is known, which a broken network can bring about too.
+    def _reach(self) -> None:
+        """Find its actor, or create it.
+
+        Raises:
+            ValueError: it was there when its last controller was, and is no more.
         """
-        hosting = self.hosting
-        if hosting is None or hosting.node_id != ray.get_runtime_context().get_node_id():
-            return False
-        return await asyncio.to_thread(wait_gone, hosting.pid, hosting.created_at_s, KILL_TIMEOUT_S)
+        if self._saved.hosting is not None:
+            self._actor = ray.get_actor(self.id)
+            return
+        try:
+            self._actor = ray.get_actor(self.id)  # the last controller may have been killed right after creating it
+        except ValueError:
+            give_back(self.id)  # likewise
+            options = actor_options(self._config, self.kind, self.id, self._saved.node_id)
+            orphan_timeout_s = self._config.limits.orphan_timeout_s
+            self._actor = ray.remote(ProcessHost).options(**options).remote(self.log_path, orphan_timeout_s)
+
+    async def _begin(self, entry_point: str) -> None:
+        """Start it and wait until it is ready; a process that is there already only answers once more."""
+        config = msgspec.json.encode(process_config(self._config, self.kind, self.slot))
+        hosting = await self._ask("start", entry_point, str(self.kind), config)
+        self.hosting = msgspec.json.decode(hosting, type=Hosting)
+        self._on_change()
+        deaf_s = CALL_S + self._config.limits.replace_after_s
+        try:
+            while not (record := await asyncio.wait_for(self._ask("ready", CALL_S), deaf_s)):
+                pass
+        except TimeoutError:
+            await self.kill(f"it did not answer for {deaf_s:g} s while it started")
+            raise
+        self.record = msgspec.Raw(record)
+        if self.state is State.STARTING:
+            self._move(State.RUNNING)
+
+    async def _ask(self, method: str, *arguments: object) -> Any:
+        """Call its actor, again while Ray cannot reach it for the moment: that says nothing about its life.
+
+        Raises:
+            RayError: the actor has died, or what it raised.
+        """
+        while True:
+            try:
+                return await getattr(self._actor, method).remote(*arguments)
+            except ActorUnavailableError:
+                await asyncio.sleep(UNAVAILABLE_RETRY_S)
 
     def _move(self, state: State) -> None:
         if self.state is not State.DEAD:
             self.state = state
             self._on_change()
-
-    def _said(self, name: str) -> str:
-        if self.hosting is None:
-            return ""
-        record = msgspec.json.decode(self.hosting.record)
-        return str(record.get(name, "")) if isinstance(record, dict) else ""
-
-
-def wait_gone(pid: int, created_at_s: float, timeout_s: float) -> bool:
-    """Whether this very process (not a later one with its pid) has ended, waiting for it if need be. A zombie has."""
-    try:
-        process = psutil.Process(pid)
-        if abs(process.create_time() - created_at_s) > 0.1 or process.status() == psutil.STATUS_ZOMBIE:
-            return True
-        process.wait(timeout_s)
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.TimeoutExpired:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    return True
-
-
-def _actor_options(config: ClusterConfig, kind: Kind) -> dict[str, object]:
-    threads = config.worker_threads()
-    options: dict[str, object] = {
-        "max_restarts": 0,  # a replacement is a new incarnation, never the old one again
-        "max_concurrency": CONCURRENT_METHODS,
-        "num_cpus": 0,
-        # Two OpenMP teams that spin on a busy machine stall each other.
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}},
-    }
-    if kind is not Kind.ROUTER:
-        return options | {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus}
-    if config.door_node_id:
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(config.door_node_id, soft=False)
-    return options

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ def private_environment() -> dict[str, str]:
     }
 
 
-def shared_environment() -> dict[str, str]:
-    """The environment for someone else's Ray: its owner decides about tokens and addresses."""
-    return {"RAY_USAGE_STATS_ENABLED": "0"}
+def shared_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for someone else's Ray: its owner decides about tokens and addresses. Who says nothing about
+    tokens means them."""
+    return {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": environment.get("RAY_AUTH_MODE", "token")}
 
 
 @contextmanager
@@ -61,20 +62,22 @@ def private_ray(folder: Path, num_cpus: int) -> Iterator[None]:
 
 
 @contextmanager
-def existing_ray(address: str) -> Iterator[None]:
-    """A part of someone else's Ray. On leaving, Ray ends the actors this process started, and nothing else.
+def existing_ray(address: str, name: str) -> Iterator[None]:
+    """A part of someone else's Ray, in a namespace of this run's own. On leaving, Ray ends the controller; processes
+    that outlive it end by themselves (`deploy.actors`).
 
     Raises:
         RayUnavailable: no Ray is there, or it does not let us in.
     """
-    with _ray(address=address, namespace=f"diptych-{os.getpid()}"):
+    with _ray(address=address, namespace=f"diptych-{name}-{secrets.token_hex(4)}"):
         yield
 
 
-def num_nodes() -> int:
+def node_addresses() -> list[str]:
+    """Of every living node."""
     import ray
 
-    return sum(node["Alive"] for node in ray.nodes())
+    return [str(node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]
 
 
 @contextmanager

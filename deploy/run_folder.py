@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from deploy.running import state_home
+
 PREFIX = "diptych-"
 KEPT_RUNS = 5  # logs of older runs are removed
 
@@ -46,10 +48,8 @@ def remove_abandoned(base: Path) -> None:
 
 
 def log_folder(environment: Mapping[str, str]) -> Path:
-    """A new folder for this run's logs, under the user's state folder (XDG base directory specification)."""
-    given = environment.get("XDG_STATE_HOME", "")
-    base = Path(given) if Path(given).is_absolute() else Path(environment.get("HOME") or Path.home()) / ".local/state"
-    logs = base / "diptych" / "logs"
+    """A new folder for this run's logs, under the user's state folder."""
+    logs = state_home(environment) / "logs"
     folder = logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder.mkdir(parents=True)
     for old in sorted(path for path in logs.iterdir() if path.is_dir())[:-KEPT_RUNS]:

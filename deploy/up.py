@@ -1,51 +1,54 @@
 """`diptych up`: starts everything in order, shows that it works, stays, and stops everything in the reverse order.
 
-model ─► Valkey ─► Ray ─► controller ─► prefill, decode, router ─► a canary ─► one question
+model ─► Valkey ─► Ray ─► admin door ─► controller ─► prefill, decode, router ─► a canary ─► one question
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
-import socket
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import psutil
 
+from deploy.admin_door import make_admin_app
 from deploy.ask import AskError, ask, chat_body, summary
-from deploy.cluster import Cluster, ClusterError, base_url, describe_crash, name_of
-from deploy.cluster_config import NODE_HOST, ClusterConfig
-from deploy.controller import ClusterStatus
-from deploy.embedded_valkey import EmbeddedValkey, ValkeyError
+from deploy.cluster import Cluster, describe_crash
+from deploy.cluster_config import ClusterConfig
+from deploy.embedded_valkey import ValkeyError
 from deploy.leftovers import Footprint
-from deploy.model_store import ModelError, resolve_model
+from deploy.model_store import ModelError
+from deploy.monitor import door_url
+from deploy.prepare import prepare
 from deploy.progress import Progress
-from deploy.ray_runtime import RayUnavailable, existing_ray, num_nodes, private_ray
-from deploy.reconcile import State
-from deploy.run_folder import log_folder
+from deploy.ray_runtime import RayUnavailable
+from deploy.reconcile import Kind, State
+from deploy.running import Running, RunningFiles
+from deploy.status import ClusterError, ClusterStatus
 from deploy.supervise import Told, stop_listening
-from diptych.model_folder import ModelFolder
+from deploy.web_server import served
 
 WATCH_INTERVAL_S = 1.0
+HANG_S = 20.0  # of the controller; far less than the time after which processes believe that there is none
 GONE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpOptions:
-    """What the command line says, less what goes into `ClusterConfig` unchanged."""
+    """What the command line says."""
 
-    model: str
-    redis_url: str  # empty: an embedded Valkey
     ray_address: str  # empty: a Ray of our own
     prompt: str
     max_tokens: int
     once: bool
-    start_timeout_s: float
-    cluster: dict[str, object]  # fields of ClusterConfig
+    cluster: ClusterConfig
 
 
 def up(options: UpOptions, folder: Path, progress: Progress) -> int:
@@ -55,19 +58,22 @@ def up(options: UpOptions, folder: Path, progress: Progress) -> int:
         folder: of this run, removed by the caller.
     """
     footprint = Footprint(ignored=folder)
+    told_down = threading.Event()
     code, running = 0, False
     try:
         with ExitStack() as stack:
-            config = _prepare(options, folder, stack, progress)
-            cluster = stack.enter_context(Cluster(config))
+            config = prepare(options.cluster, options.ray_address, folder, stack, progress)
+            cluster = Cluster(config)
+            progress.step("admin", stack.enter_context(_admin_door(cluster, told_down)))
+            stack.enter_context(cluster)
             stack.callback(footprint.add_descendants, psutil.Process())  # before anything is stopped
-            status = cluster.wait_until_ready(options.start_timeout_s, progress)
+            status = cluster.wait_until_ready(config.limits.start_timeout_s, progress, told_down.is_set)
             progress.step("ready", "a canary went end to end")
-            _ask(options, config, progress)
-            _explain(cluster, config, status, progress)
+            _ask(options, config, status, progress)
+            _explain(config, status, progress)
             running = True
             if not options.once:
-                _watch(cluster, status, progress)
+                _watch(cluster, status, told_down, progress)
             stop_listening()
             progress.step("stop", "stopping")
     except Told as told:
@@ -78,120 +84,91 @@ def up(options: UpOptions, folder: Path, progress: Progress) -> int:
     return _check_nothing_left(footprint, progress) or code
 
 
-def _prepare(options: UpOptions, folder: Path, stack: ExitStack, progress: Progress) -> ClusterConfig:
-    """Everything that comes before our own processes, cheapest and most likely to fail first."""
-    logs = log_folder(os.environ)
-    config = ClusterConfig(model=options.model, log_folder=str(logs), **options.cluster)  # type: ignore[arg-type]
-    check_port_free(config.host, config.http_port)
-    if config.grpc_port:
-        check_port_free(config.host, config.grpc_port)
-    model = resolve_model(options.model, os.environ, lambda text: progress.step("model", text))
-    _check_model(model)
-    progress.step("model", str(model))
-    served = config.served_model or model.name
-
-    redis_url = options.redis_url
-    if not redis_url:
-        valkey = stack.enter_context(EmbeddedValkey(folder))
-        redis_url = valkey.url
-        progress.step("valkey", f"embedded, at {valkey.address}")
-    if options.ray_address:
-        stack.enter_context(existing_ray(options.ray_address))
-        if num_nodes() > 1 and not options.redis_url:
-            raise ValueError("a Ray cluster of several machines needs a Redis that all of them reach: give --redis-url")
-        progress.step("ray", f"existing, at {options.ray_address}")
-    else:
-        stack.enter_context(private_ray(folder, num_cpus=(os.cpu_count() or 1) if config.num_cpus else 0))
-        progress.step("ray", "started for this cluster, on loopback")
-    progress.step("logs", str(logs))
-    return msgspec.structs.replace(
-        config,
-        model=str(model),
-        served_model=served,
-        redis_url=redis_url,
-        worker_host=NODE_HOST if options.ray_address else config.worker_host,
-        door_node_id=_node_id(),
-    )
-
-
-def check_port_free(host: str, port: int) -> None:
-    """
-    Raises:
-        OSError: somebody listens there already, or it may not be used.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+@contextmanager
+def _admin_door(cluster: Cluster, told_down: threading.Event) -> Iterator[str]:
+    """Open the admin door, and let this user's other commands know where it is."""
+    admin, key = cluster.config.admin, secrets.token_hex(16)
+    with served(make_admin_app(cluster, key, told_down.set), admin.host, admin.port) as url:
+        me = psutil.Process()
+        running = Running(
+            name=cluster.config.name, admin_url=url, admin_key=key, pid=me.pid, created_at_s=me.create_time()
+        )
+        path = RunningFiles(os.environ).write(running)
         try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise OSError(f"cannot listen on {host}:{port} ({error.strerror}); choose another port") from error
+            yield f"{url}, its key in {path}"
+        finally:
+            path.unlink(missing_ok=True)
 
 
-def _check_model(path: Path) -> None:
-    """What every process would find out later, and each in its own log.
-
-    Raises:
-        ValueError: a file is missing, malformed or of a kind that can run code.
-    """
-    folder = ModelFolder(path)
-    folder.weight_files()
-    folder.tokenizer_path.stat()
-
-
-def _node_id() -> str:
-    import ray
-
-    return str(ray.get_runtime_context().get_node_id())
-
-
-def _ask(options: UpOptions, config: ClusterConfig, progress: Progress) -> None:
+def _ask(options: UpOptions, config: ClusterConfig, status: ClusterStatus, progress: Progress) -> None:
     progress.line()
     progress.line(f"> {options.prompt}")
     body = chat_body(config.served_model, options.prompt, options.max_tokens)
-    answer = ask(base_url(config), body, lambda text: print(text, end="", flush=True))
+    answer = ask(_base_url(status), body, lambda text: print(text, end="", flush=True))
     progress.line("\n")
     for line in summary(answer):
         progress.line(line)
 
 
-def _explain(cluster: Cluster, config: ClusterConfig, status: ClusterStatus, progress: Progress) -> None:
+def _base_url(status: ClusterStatus) -> str:
+    return door_url(str(status.of(Kind.ROUTER)[0].said["http_address"]))
+
+
+def _explain(config: ClusterConfig, status: ClusterStatus, progress: Progress) -> None:
     """How to go on from here."""
-    url = base_url(config)
     body = {"model": config.served_model, "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
     progress.line()
-    progress.line(f"HTTP     {url}/v1   (OpenAI-compatible)")
-    progress.line(f"gRPC     {cluster.router(status)['grpc_address']}   (diptych.v1.Inference, reflection)")
-    progress.line(f"metrics  {url}/metrics")
-    progress.line(f"try      curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
+    for router in status.of(Kind.ROUTER):
+        url = door_url(str(router.said["http_address"]))
+        progress.line(f"HTTP     {url}/v1   (OpenAI-compatible)")
+        progress.line(f"gRPC     {router.said['grpc_address']}   (diptych.v1.Inference, reflection)")
+        progress.line(f"metrics  {url}/metrics")
+    progress.line(f"try      curl -N {_base_url(status)}/v1/chat/completions -H 'Content-Type: application/json' \\")
     progress.line(f"              -d {shlex.quote(msgspec.json.encode(body).decode())}")
+    progress.line("operate  diptych status | scale prefill=2 | drain WORKER | role WORKER decode | down")
     progress.line()
 
 
-def _watch(cluster: Cluster, status: ClusterStatus, progress: Progress) -> None:
+def _watch(cluster: Cluster, status: ClusterStatus, told_down: threading.Event, progress: Progress) -> None:
     """Stay, and say what dies and what replaces it, until told to stop.
 
     Raises:
         Told: by a signal.
-        ClusterError: the controller is gone.
+        ClusterError: the controller is gone for good.
     """
     progress.line("Ctrl-C stops everything.")
-    seen = {process.log_path for process in status.processes}
-    num_crashes = len(status.crashes)
+    seen = {process.id for process in status.processes}
+    crashes, controller_pid = status.crashes, status.controller_pid
     try:
-        while True:
-            time.sleep(WATCH_INTERVAL_S)
-            status = cluster.status()
-            for crash in status.crashes[num_crashes:]:
+        while not told_down.wait(WATCH_INTERVAL_S):
+            status = _status(cluster, controller_pid, progress)
+            if status.controller_pid != controller_pid:
+                progress.step("ray", f"the controller was started again (pid {status.controller_pid})")
+                controller_pid, crashes = status.controller_pid, []
+            for crash in [crash for crash in status.crashes if crash not in crashes]:
                 progress.step("died", describe_crash(crash))
-            num_crashes = len(status.crashes)
+            crashes = status.crashes
             for process in status.processes:
-                if process.state is State.RUNNING and process.log_path not in seen:
-                    seen.add(process.log_path)
-                    progress.step(process.kind, f"{name_of(process)} runs (pid {process.pid})")
+                if process.state is State.RUNNING and process.id not in seen:
+                    seen.add(process.id)
+                    progress.step(process.kind, f"{process.name} runs (pid {process.pid})")
     except Told:
         progress.step("stop", "stopping")
         raise
+
+
+def _status(cluster: Cluster, controller_pid: int, progress: Progress) -> ClusterStatus:
+    """The status; a controller that does not give it is replaced, once.
+
+    Raises:
+        ClusterError: the next one does not either.
+    """
+    try:
+        return cluster.status(HANG_S)
+    except ClusterError as error:
+        progress.step("ray", f"{error}: it is killed, another takes over")
+        cluster.end_controller(controller_pid)
+        return cluster.status()
 
 
 def _check_nothing_left(footprint: Footprint, progress: Progress) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -25,22 +26,36 @@ SMALL = ["--kv-cache-mb", "8", "--max-tokens", "12", "--drain-timeout", "5", "--
 class Up:
     """One run of the command, without a terminal, in a home of its own."""
 
-    def __init__(self, home: Path, model: Path, port: int | None = None) -> None:
+    def __init__(self, home: Path, model: Path, port: int | None = None, *more: str) -> None:
         self.port = port or free_port()
         self.output = home / "output"
         command = [sys.executable, "-m", "deploy.cli", "up", "--model", str(model), "--http-port", str(self.port)]
-        home_only = {"HOME": str(home), "XDG_CACHE_HOME": "", "XDG_STATE_HOME": ""}
+        self.environment = os.environ | {"HOME": str(home), "XDG_CACHE_HOME": "", "XDG_STATE_HOME": ""}
         with self.output.open("wb") as output:
             self.process = psutil.Popen(
-                command + SMALL,
+                [*command, *SMALL, *more],
                 cwd=ROOT,
-                env=os.environ | home_only,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
             )
         self.family: dict[int, psutil.Process] = {}
         self._folders: set[str] = set()
+
+    def command(self, *words: str) -> str:
+        """Another `diptych` command of the same user; its output."""
+        done = subprocess.run(
+            [sys.executable, "-m", "deploy.cli", *words],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def wait(self) -> int:
         deadline = time.monotonic() + WAIT_S
@@ -107,7 +122,30 @@ def test_asks_answers_replaces_what_dies_and_leaves_nothing(up: Up) -> None:
     health = httpx.get(f"http://127.0.0.1:{up.port}/health", trust_env=False).json()
     assert health["details"]["prefill_workers"] == 1
 
+    text = up.command("status")
+    assert re.search(r"prefill-\S+ +prefill +127\.0\.0\.1 +\d+ +running +0 +0 ", text), text
+    assert "2 of 2 run" in up.command("scale", "prefill=2")
     up.look()
+    up.command("down")
+    assert up.wait() == 0, up.text
+    assert "nothing is left behind" in up.text
+    assert up.remains() == []
+
+
+@pytest.mark.slow
+def test_a_controller_that_hangs_is_replaced_and_serving_goes_on(up: Up) -> None:
+    up.wait_for("Ctrl-C stops everything")
+    before = json.loads(up.command("status", "--json"))
+    os.kill(before["controller_pid"], signal.SIGSTOP)
+    up.wait_for("the controller was started again")
+    after = json.loads(up.command("status", "--json"))
+    assert [process["hosting"] for process in after["processes"]] == [p["hosting"] for p in before["processes"]]
+    assert not psutil.pid_exists(before["controller_pid"])
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_everything(up: Up) -> None:
+    up.wait_for("Ctrl-C stops everything")
     up.process.send_signal(signal.SIGINT)
     assert up.wait() == 0, up.text
     assert "nothing is left behind" in up.text
@@ -129,6 +167,14 @@ def test_a_busy_port_is_refused_before_anything_starts(model: Path, tmp_path: Pa
         assert up.wait() == 1
     assert f"127.0.0.1:{port}" in up.text
     assert "valkey" not in up.text
+    assert up.remains() == []
+
+
+def test_a_door_that_others_reach_is_refused_unless_it_is_said_plainly(model: Path, tmp_path: Path) -> None:
+    up = Up(tmp_path, model, None, "--host", "0.0.0.0")
+    assert up.wait() == 1
+    assert "router.host is 0.0.0.0, which other machines can reach" in up.text
+    assert "--insecure-network" in up.text
     assert up.remains() == []
 
 

@@ -2,51 +2,105 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
-from deploy.cluster_config import ClusterConfig, config_type
+from deploy.cluster_config import ClusterConfig
+from deploy.process_config import SHARED, config_type, process_config, worker_threads
 from deploy.reconcile import Kind
 from diptych.config import RouterConfig, WorkerConfig
 
 
 def make(**fields: object) -> ClusterConfig:
-    return msgspec.convert({"model": "/models/x", "log_folder": "/logs", **fields}, ClusterConfig)
+    return msgspec.convert({"model": "/models/x", **fields}, ClusterConfig)
 
 
 def test_processes_agree_where_they_must() -> None:
-    config = make(block_size=32, cluster="blue", redis_url="redis://r:1/0", served_model="m")
-    prefill, decode, router = (config.process(kind) for kind in Kind)
-    for name in ("model", "served_model", "cluster", "redis_url", "block_size"):
-        assert getattr(prefill, name) == getattr(decode, name) == getattr(router, name)
+    config = make(name="blue", redis_url="redis://r:1/0", served_model="m", options={"block_size": 32})
+    processes = [process_config(config, kind, slot=0) for kind in Kind]
+    for name in ("model", "served_model", "cluster", "redis_url", *SHARED):
+        assert len({getattr(process, name) for process in processes}) == 1, name
+    assert processes[0].block_size == 32
+    assert processes[0].cluster == "blue"
 
 
 def test_each_kind_gets_its_own_configuration() -> None:
-    config = make(host="0.0.0.0", http_port=1234, kv_cache_bytes=1 << 20)
-    worker, router = config.process(Kind.DECODE), config.process(Kind.ROUTER)
-    assert isinstance(worker, WorkerConfig)
-    assert (worker.role, worker.host, worker.kv_cache_bytes) == ("decode", "127.0.0.1", 1 << 20)
+    config = make(
+        router={"http_port": 1234, "options": {"max_choices": 3}},
+        prefill={"options": {"max_batch_tokens": 7}},
+        decode={"options": {"kv_cache_bytes": 1 << 20, "transports": ["tcp", "self"]}},
+        limits={"drain_timeout_s": 3},
+    )
+    prefill, decode, router = (process_config(config, kind, slot=0) for kind in Kind)
+    assert isinstance(prefill, WorkerConfig)
+    assert isinstance(decode, WorkerConfig)
     assert isinstance(router, RouterConfig)
-    assert (router.host, router.http_port) == ("0.0.0.0", 1234)
+    assert (prefill.role, prefill.max_batch_tokens, prefill.drain_timeout_s) == ("prefill", 7, 3)
+    assert (decode.role, decode.kv_cache_bytes, decode.transports) == ("decode", 1 << 20, ("tcp", "self"))
+    assert (router.host, router.http_port, router.max_choices) == ("127.0.0.1", 1234, 3)
+
+
+def test_a_second_router_has_ports_of_its_own() -> None:
+    config = make(router={"count": 2, "http_port": 8000, "grpc_port": 0})
+    first, second = (process_config(config, Kind.ROUTER, slot) for slot in (0, 1))
+    assert isinstance(second, RouterConfig)
+    assert (first.http_port, second.http_port) == (8000, 8001)
+    assert first.grpc_port == second.grpc_port == 0  # any free one
 
 
 @pytest.mark.parametrize("kind", Kind)
 def test_configurations_survive_the_way_to_their_process(kind: Kind) -> None:
-    config = make().process(kind)
-    assert msgspec.json.decode(msgspec.json.encode(config), type=config_type(kind)) == config
+    config = make(decode={"labels": {"zone": "a"}, "resources": {"slot": 1}, "options": {"threads": 2}})
+    assert msgspec.json.decode(msgspec.json.encode(config), type=ClusterConfig) == config
+    process = process_config(config, kind, slot=0)
+    assert msgspec.json.decode(msgspec.json.encode(process), type=config_type(kind)) == process
 
 
 def test_processors_are_divided_among_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(8)))
-    assert make(prefill=1, decode=1).worker_threads() == 4
-    assert make(prefill=8, decode=8).worker_threads() == 1
-    assert make(threads=3).worker_threads() == 3
+    assert worker_threads(make(), Kind.DECODE) == 4
+    assert worker_threads(make(prefill={"count": 8}, decode={"count": 8}), Kind.PREFILL) == 1
+    assert worker_threads(make(decode={"options": {"threads": 3}}), Kind.DECODE) == 3
+    assert worker_threads(make(), Kind.ROUTER) == 1
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"decode": 0}, {"prefill": -1}, {"http_port": 70_000}, {"block_size": 0}, {"remote_prefill": "perhaps"}],
-)
-def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+def test_a_gpu_decides_device_and_dtype_unless_the_user_does() -> None:
+    on_gpu = {"num_gpus": 1}
+    worker = process_config(make(prefill=on_gpu, decode=on_gpu), Kind.DECODE, slot=0)
+    assert isinstance(worker, WorkerConfig)
+    assert (worker.device, worker.dtype) == ("cuda", "bfloat16")
+    router = process_config(make(prefill=on_gpu, decode=on_gpu, options={"dtype": "float16"}), Kind.ROUTER, slot=0)
+    assert router.dtype == "float16"
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"decode": {"count": 0}}, "decode.count is 0"),
+    ({"prefill": {"count": -1}}, "prefill.count is -1"),
+    ({"router": {"count": 0}}, "router.count is 0"),
+    ({"router": {"http_port": 70_000}}, "http_port is 70000"),
+    ({"options": {"block_size": 0}}, "block_size is 0"),
+    ({"options": {"threads": 1}}, "options.threads: here are settings of all"),
+    ({"decode": {"options": {"block_size": 8}}}, r"decode.options.block_size: all processes must agree"),
+    ({"decode": {"options": {"port": 8}}}, r"decode.options.port: the cluster decides"),
+    ({"decode": {"options": {"treads": 8}}}, r"decode.options: .*treads"),
+    ({"decode": {"num_gpus": -1}}, "num_gpus is -1"),
+    ({"decode": {"resources": {"GPU": 1}}}, "use num_gpus"),
+    ({"prefill": {"placement": "anywhere"}}, "anywhere"),
+    ({"router": {"options": {"remote_prefill": "perhaps"}}}, "remote_prefill"),
+    ({"limits": {"suspect_after_s": 9, "replace_after_s": 8}}, "suspect_after_s"),
+    ({"name": "a b"}, "name is 'a b'"),
+    ({"router": {"host": "0.0.0.0"}}, "router.host is 0.0.0.0, which other machines can reach"),
+    ({"admin": {"host": "10.1.2.3"}}, "admin.host is 10.1.2.3"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+def test_nonsense_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make(**wrong)
+
+
+def test_whoever_says_so_plainly_may_listen_anywhere() -> None:
+    assert make(router={"host": "0.0.0.0"}, allow_insecure_network=True).router.host == "0.0.0.0"
