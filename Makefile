@@ -15,10 +15,11 @@ MIN_PYTHON := 3.11
 
 # -- The cluster (empty: the default of `diptych up`, see `diptych up --help`) --------------------------------------------
 MODEL ?=
-PREFILL ?= 1
-DECODE ?= 1
+CONFIG ?=
+PREFILL ?=
+DECODE ?=
 HOST ?=
-HTTP_PORT ?= 8000
+HTTP_PORT ?=
 GRPC_PORT ?=
 REDIS_URL ?=
 RAY_ADDRESS ?=
@@ -52,17 +53,17 @@ GENERATED := diptych/v1/inference_pb2.py diptych/v1/inference_pb2.pyi diptych/v1
 quote = '$(subst ','\'',$(1))'
 option = $(if $(2),--$(1) $(call quote,$(2)))
 UP_OPTIONS = $(strip \
-    $(call option,model,$(MODEL)) $(call option,prefill,$(PREFILL)) $(call option,decode,$(DECODE)) \
+    $(call option,config,$(CONFIG)) $(call option,model,$(MODEL)) $(call option,prefill,$(PREFILL)) $(call option,decode,$(DECODE)) \
     $(call option,host,$(HOST)) $(call option,http-port,$(HTTP_PORT)) $(call option,grpc-port,$(GRPC_PORT)) \
     $(call option,redis-url,$(REDIS_URL)) $(call option,ray-address,$(RAY_ADDRESS)) \
     $(call option,kv-cache-mb,$(KV_CACHE_MB)) $(call option,threads,$(THREADS)) \
     $(call option,prompt,$(PROMPT)) $(call option,max-tokens,$(MAX_TOKENS)) $(if $(filter-out 0,$(ONCE)),--once))
 
-.PHONY: help up test test-slow check bench-engine bench-transfer bench-index bench-sim chaos-transfer format proto clean
+.PHONY: help up test test-slow check bench-engine bench-transfer bench-index bench-sim chaos-transfer chaos-drain format proto clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
-	@echo 'Set for `up`: PREFILL DECODE MODEL HOST HTTP_PORT GRPC_PORT REDIS_URL RAY_ADDRESS KV_CACHE_MB THREADS PROMPT'
+	@echo 'Set for `up`: CONFIG PREFILL DECODE MODEL HOST HTTP_PORT GRPC_PORT REDIS_URL RAY_ADDRESS KV_CACHE_MB THREADS PROMPT'
 	@echo '              MAX_TOKENS ONCE=1     for set-up: PYTHON VENV TORCH SYSTEM_TORCH=1     for tests: PYTEST_ARGS'
 
 up: $(RUN_STAMP)  ## start the whole cluster, ask it one question, stay until Ctrl-C
@@ -103,6 +104,9 @@ bench-sim: $(DEV_STAMP)  ## the simulator: speed, validation, placement policies
 
 chaos-transfer: $(DEV_STAMP)  ## kill, freeze, cancel and corrupt transfers, hundreds of times; ends with one JSON line
 	@OMP_NUM_THREADS=1 PYTHONPATH=.:tests/support $(BIN)/python -m tests.chaos.transfer $(BENCH_ARGS)
+
+chaos-drain: $(DEV_STAMP)  ## drains, scaling, role changes and replacements under load; ends with one JSON line
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/drain.py --operations $(or $(OPERATIONS),100)
 
 format: $(DEV_STAMP)  ## format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .

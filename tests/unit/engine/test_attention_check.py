@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,12 +31,16 @@ class Wrong(SdpaPagedAttention):
             others = [Row(row.sequence_id, row.tokens, row.start, row.blocks[::-1]) for row in rows]
             return replace(plan, segments=super().plan(others).segments)
         if self.mistake == "not causal":
-            for segment in plan.segments:
-                segment.visible.logical_or_(segment.visible.any(-2, keepdim=True))
+            return self._seeing(plan, lambda visible: visible | visible.any(-2, keepdim=True))
         if self.mistake == "one key too few":
-            for segment in plan.segments:
-                segment.visible[..., 1:] = segment.visible[..., 1:] & segment.visible.roll(-1, -1)[..., 1:]
+            return self._seeing(
+                plan, lambda visible: torch.cat((visible[..., :1], (visible & visible.roll(-1, -1))[..., 1:]), -1)
+            )
         return plan
+
+    def _seeing(self, plan: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        segments = [replace(segment, visible=change(segment.visible)) for segment in plan.segments]
+        return replace(plan, segments=segments)
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, plan: Any) -> Tensor:
         if self.mistake == "heads of a group interleaved":
