@@ -40,6 +40,11 @@ class Attempts:
         return Avoid(frozenset(self._workers), frozenset(self._pairs))
 
     @property
+    def avoid_if_possible(self) -> Avoid:
+        """Whoever had a part in a failure: often a peer notices that a worker is dead before its connection breaks."""
+        return Avoid(frozenset(self._workers.union(*self._pairs) - {""}), frozenset(self._pairs))
+
+    @property
     def error(self) -> DiptychError | None:
         """The latest failure; what the client is told if there is nowhere left to try."""
         return self._errors[-1] if self._errors else None

@@ -17,7 +17,7 @@ from router.experience import Experience
 from router.explain import ExplainRing
 from router.fleet import Fleet
 from router.limits import Limits
-from router.placement import Placement, PromptView, place
+from router.placement import Avoid, Placement, PromptView, place
 from router.placement.crossover import crossover_tokens
 from router.placement.policy import Policy
 from router.placement_metrics import PlacementMetrics
@@ -100,17 +100,26 @@ class Placer:
             growth_blocks=limits.num_blocks(int(learnt.expected_tokens)),
         )
         self._turn += 1
-        return place(
-            prompt,
-            self._fleet.views(self._bookings),
-            limits.remote_prefill,
-            self._turn,
-            attempts.avoid if request.canary else attempts.avoid | self._suspects.avoid(now),
-            matches={worker_id: blocks * limits.block_size for worker_id, blocks in matches.items()},
-            policy=self._policy,
-            learnt=learnt,
-            seed=self._seed,
-        )
+
+        def place_avoiding(avoid: Avoid) -> Placement:
+            return place(
+                prompt,
+                self._fleet.views(self._bookings),
+                limits.remote_prefill,
+                self._turn,
+                avoid if request.canary else avoid | self._suspects.avoid(now),
+                matches={worker_id: blocks * limits.block_size for worker_id, blocks in matches.items()},
+                policy=self._policy,
+                learnt=learnt,
+                seed=self._seed,
+            )
+
+        try:
+            return place_avoiding(attempts.avoid_if_possible)
+        except NoCapacity:
+            if not attempts.num_failed:
+                raise
+            return place_avoiding(attempts.avoid)
 
     def ended(self, request: TokenRequest, report: Report, error: DiptychError | None) -> None:
         """A request that was placed, or could not be, is over."""

@@ -23,8 +23,8 @@ from torch import Tensor
 class KVCache:
     """`num_blocks` zeroed blocks, as many as fit into `capacity_bytes`. On CPU the pool starts on a page.
 
-    Scratch blocks lie behind them, within the capacity: nobody owns them and no peer may write or read them. Steps that
-    are padded to a fixed size keep the padding's KV there.
+    Scratch blocks lie behind them, on top of the capacity, and nobody owns them. In the first, steps that are padded to
+    a fixed size keep the padding's KV; the last one is where peers probe the connection.
 
     Attributes:
         pool: [num_blocks + scratch, num_layers, 2 (key, value), num_kv_heads, block_size, head_dim]
@@ -48,17 +48,16 @@ class KVCache:
     ) -> None:
         shape = (num_layers, 2, num_kv_heads, block_size, head_dim)
         self.block_bytes = torch.Size(shape).numel() * dtype.itemsize
-        self.num_blocks = capacity_bytes // self.block_bytes - num_scratch_blocks
+        self.num_blocks = capacity_bytes // self.block_bytes
         if self.num_blocks < 1:
             raise ValueError(
                 f"kv_cache_bytes is {capacity_bytes}; one block of {block_size} tokens takes {self.block_bytes} bytes"
-                + (f", and {num_scratch_blocks} more are needed for padding" if num_scratch_blocks else "")
             )
 
         self.num_layers, self.num_kv_heads = num_layers, num_kv_heads
         self.block_size, self.head_dim = block_size, head_dim
         self.device = device
-        self._num_scratch_blocks = num_scratch_blocks
+        self.num_scratch_blocks = num_scratch_blocks
         num_all = self.num_blocks + num_scratch_blocks
         memory = _allocate(num_all * self.block_bytes, device)
         self.pool: Tensor = memory.view(dtype).view(num_all, *shape)
@@ -77,7 +76,7 @@ class KVCache:
         Raises:
             ValueError: the cache was made without.
         """
-        if not self._num_scratch_blocks:
+        if not self.num_scratch_blocks:
             raise ValueError("this cache has no scratch block")
         return self.num_blocks
 

@@ -66,6 +66,7 @@ class TorchRunner:
         self._attention = attention
         self._graphs: DecodeGraphs | None = None
         self.num_blocks = cache.num_blocks
+        self.num_scratch_blocks = cache.num_scratch_blocks
         self.block_bytes = cache.block_bytes
         self.pool_address = cache.address
         self.dtype = str(cache.pool.dtype).removeprefix("torch.")
@@ -108,7 +109,7 @@ class TorchRunner:
             head_dim=spec.head_dim,
             dtype=place.dtype,
             device=place.device,
-            num_scratch_blocks=1,  # for padding of recorded steps, and for probing connections
+            num_scratch_blocks=1 if place.device.type == "cpu" else 2,  # to probe connections; to pad recorded steps
         )
         with torch.inference_mode(), use_device(place.device):
             backend = choose_backend(kernels, spec, place.device, place.dtype)

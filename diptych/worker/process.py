@@ -227,9 +227,10 @@ def _make_transfers(
     on_missed: Callable[[Missed], None],
 ) -> TransferThread:
     index = device_index(config.device)
-    # One block more than the engine gives out: the scratch block behind them, for probing connections.
+    # More blocks than the engine gives out: the last of the scratch blocks behind them is for probing connections.
+    num_blocks = runner.num_blocks + runner.num_scratch_blocks
     layout = KVLayout(
-        runner.pool_address, runner.num_blocks + 1, runner.block_bytes, identity, index, scratch_block=runner.num_blocks
+        runner.pool_address, num_blocks, runner.block_bytes, identity, index, scratch_block=num_blocks - 1
     )
     memory = "DRAM" if config.device == "cpu" else "VRAM"
     pool = _bytes_of(layout) if memory == "DRAM" else None

@@ -130,7 +130,9 @@ class SimWorker:
         if steps > 1:
             self._begin_run(steps)
             return
-        plan = self.scheduler.plan() if self.scheduler.has_work else None
+        plan = None
+        while plan is None and self.scheduler.has_work:  # a step that only preempted somebody leaves work behind
+            plan = self.scheduler.plan()
         if plan is None:
             self._busy = False
             self._report(at_once=True)

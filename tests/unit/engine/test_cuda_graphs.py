@@ -51,7 +51,7 @@ def make_runner(
     """As `TorchRunner.load` makes one on a GPU."""
     spec, device = folder.spec, torch.device("cpu")
     cache = KVCache(
-        capacity_bytes=(NUM_BLOCKS + 1) * spec.block_bytes(BLOCK, dtype.itemsize),
+        capacity_bytes=NUM_BLOCKS * spec.block_bytes(BLOCK, dtype.itemsize),
         num_layers=spec.num_layers,
         num_kv_heads=spec.num_kv_heads,
         block_size=BLOCK,

@@ -77,12 +77,10 @@ def test_refuses_less_than_one_block() -> None:
         make_cache(num_blocks=0)
 
 
-def test_scratch_blocks_lie_behind_the_pool_and_within_the_capacity() -> None:
+def test_scratch_blocks_lie_behind_the_pool_on_top_of_the_capacity() -> None:
     cache = make_cache(num_blocks=5, num_scratch_blocks=1)
-    assert cache.num_blocks == 4
-    assert cache.scratch_block == 4
-    assert cache.pool.shape[0] == 5
+    assert cache.num_blocks == 5
+    assert cache.scratch_block == 5
+    assert cache.pool.shape[0] == 6
     with pytest.raises(ValueError, match="no scratch block"):
         make_cache().scratch_block  # noqa: B018
-    with pytest.raises(ValueError, match="takes 1536 bytes, and 1 more are needed for padding"):
-        make_cache(num_blocks=1, num_scratch_blocks=1)

@@ -23,6 +23,8 @@ def test_a_failed_pair_is_avoided_and_so_is_whoever_refused_or_was_lost() -> Non
     attempts.failed(LegFailed("dead"), ("p", "d2"), refused_by="", lost={"d2"})
     assert attempts.avoid.workers == {"p2", "d2"}
     assert attempts.num_failed == 3
+    assert attempts.avoid_if_possible == Avoid(frozenset({"p", "p2", "d", "d2"}), attempts.avoid.pairs)
+    assert Attempts(9).avoid_if_possible == Avoid()
 
 
 def test_the_last_attempt_ends_with_its_error() -> None:
