@@ -422,3 +422,30 @@ async def assert_stop_is_survived(cluster: ProcessCluster, reference: Reference,
     await cluster.wait_healthy()
     await cluster.wait_quiet()
     await assert_serves(cluster, reference, "remote", seed + 2)
+
+
+@pytest.mark.slow
+async def test_a_decode_worker_choked_by_quarantine_is_replaced(
+    model: Path, valkey_url: str, tmp_path: Path, reference: Reference
+) -> None:
+    """Blocks that a stopped peer may still write are never reused; with too many of them the worker ends by itself, and
+    what the peer writes later has no memory to go to."""
+    impatient = {"quarantine_patience_s": 0.5, "drain_timeout_s": 1.0}
+    async with ProcessCluster(model, valkey_url, tmp_path, worker=impatient, by_role=SLOW_PREFILL) as cluster:
+        prefill, decode = the(cluster, Role.PREFILL), the(cluster, Role.DECODE)
+        requests = [ask(cluster, random_prompt(LONG_PROMPT, seed=200 + i), 8) for i in range(2)]
+        await until_computing(cluster, num_requests=2)
+        prefill.signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(30):
+                assert await decode.process.wait() == 0
+                ends = await asyncio.gather(*requests)
+        finally:
+            prefill.signal(signal.SIGCONT)
+        assert "quarantine_limit" in decode.log.read_text()
+        assert all(end.status_code in (502, 503) for end in ends), [end.text for end in ends]
+        cluster.workers.remove(decode)
+        await cluster.start_worker(Role.DECODE)
+        await cluster.wait_healthy()
+        await cluster.wait_quiet()
+        await assert_serves(cluster, reference, "remote", seed=210)
