@@ -8,6 +8,9 @@ from __future__ import annotations
 
 _DECAY = 0.95  # of a report's weight with each later one: the last twenty or so matter
 _MIN_VARIANCE = 1.0  # sequences^2; with batches more alike than that a line through them says nothing
+# Of a mean step, the least a sequence adds. A line through noisy reports may come out flat, and a worker whose batch
+# seems to cost nothing would be given everything.
+_MIN_SLOPE_SHARE = 1 / 64
 
 
 class StepFit:
@@ -37,6 +40,6 @@ class StepFit:
         variance = self._nn / self._weight - n * n
         slope = ms / n
         if variance >= _MIN_VARIANCE:
-            slope = min(slope, max(0.0, (self._nms / self._weight - n * ms) / variance))
+            slope = min(slope, max(_MIN_SLOPE_SHARE * ms, (self._nms / self._weight - n * ms) / variance))
         self.ms_per_sequence = slope
         self.base_ms = ms - slope * n

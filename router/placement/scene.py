@@ -21,6 +21,7 @@ from router.placement.views import Avoid, Learnt, Link, PromptView, WorkerView, 
 
 # While nobody has measured anything. A small model on a CPU; wrong elsewhere, and replaced by the first measurement.
 UNMEASURED_PREFILL_MS_PER_TOKEN = 3.3
+UNMEASURED_DECODE_MS_PER_SEQUENCE = 1.0  # the rest of a step is alike for all, so it decides nothing
 
 
 class Local(Enum):
@@ -50,7 +51,7 @@ class Rates:
             _mean([w.prefill_ms_per_token for w in prompts], UNMEASURED_PREFILL_MS_PER_TOKEN),
             _mean([rate for w in workers if (rate := w.transfer_bytes_per_s or w.best_link.bytes_per_s)], 0.0),
             _mean([w.decode_base_ms for w in decoding], 0.0),
-            _mean([w.decode_ms_per_sequence for w in decoding], 0.0),
+            _mean([w.decode_ms_per_sequence for w in decoding], UNMEASURED_DECODE_MS_PER_SEQUENCE),
         )
 
 

@@ -50,3 +50,12 @@ def test_never_below_zero(reports: list[tuple[int, float]]) -> None:
         fit.note(batch, step_ms)
     assert fit.ms_per_sequence >= 0.0
     assert fit.base_ms >= -1e-6 * max((ms for _, ms in reports), default=1.0)
+
+
+def test_a_sequence_always_costs_something() -> None:
+    """Reports that fall as the batch grows: noise, on a machine that was busier before."""
+    fit = StepFit()
+    for num_running, step_ms in ((1, 9.0), (4, 7.0), (8, 5.0), (2, 8.5)):
+        fit.note(num_running, step_ms)
+    assert fit.ms_per_sequence > 0.05
+    assert fit.base_ms > 0

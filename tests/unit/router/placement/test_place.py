@@ -368,3 +368,15 @@ def test_whatever_the_fleet_the_answer_is_one_of_its_workers(
     assert placed.predicted_cached == computing.matched_tokens
     assert placed.expected_ms > 0
     assert placed.exposed_ms >= 0
+
+
+def test_a_fleet_that_has_measured_nothing_spreads_sequences() -> None:
+    """Though one link looks better than the other."""
+    blank = {"decode_base_ms": 0.0, "decode_ms_per_sequence": 0.0, "prefill_tokens_per_s": 0.0}
+    links = {"d1": Link(5e9, 0.1), "d2": Link(4e9, 0.3)}
+    running = {"d1": 0, "d2": 0}
+    for turn in range(6):
+        fleet = [prefill("p", links=links, prefill_tokens_per_s=0.0)]
+        fleet += [decode(name, num_running=count, **blank) for name, count in running.items()]
+        running[place(PROMPT, fleet, "prefer", turn).decode_id] += 1
+    assert running == {"d1": 3, "d2": 3}
