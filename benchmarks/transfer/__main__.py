@@ -35,7 +35,7 @@ BLOCK_SIZE = 16  # tokens
 DTYPE_BYTES = 4
 CACHED_PROMPTS = 3  # each engine's KV cache holds so many of the longest: soon all of its memory has been used once
 WARM_UPS = 3
-CHECKS_OFF = {"verify_checksums": False}  # fields of `WorkerConfig`
+CHECKS_OFF = {"verify_checksums": 0.0}  # fields of `WorkerConfig`
 
 
 def main() -> None:
