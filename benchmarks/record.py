@@ -31,7 +31,7 @@ def record(folder: Path, name: str, numbers: Mapping[str, object]) -> Path:
 
 def circumstances() -> dict[str, object]:
     return {
-        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "command": shlex.join([_without_folders(argument) for argument in (sys.executable, *sys.orig_argv[1:])]),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "machine": {
@@ -43,6 +43,11 @@ def circumstances() -> dict[str, object]:
         },
         "versions": {"python": platform.python_version()} | _versions(),
     }
+
+
+def _without_folders(argument: str) -> str:
+    """Where a file lies on the machine that measured says nothing on another."""
+    return Path(argument).name if argument.startswith("/") else argument
 
 
 def _versions() -> dict[str, str]:

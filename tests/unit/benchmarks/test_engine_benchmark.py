@@ -102,4 +102,5 @@ def test_a_record_says_how_it_came_about(tmp_path: Path) -> None:
     path = recording.record(tmp_path / "results", "engine", {"decode_b1_tok_s": 3.5})
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["numbers"] == {"decode_b1_tok_s": 3.5}
+    assert "/" not in content["command"].split()[0]
     assert {"command", "commit", "uncommitted_changes", "machine", "versions", "time"} <= content.keys()
