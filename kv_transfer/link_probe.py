@@ -25,7 +25,7 @@ class Link:
 
 
 class LinkProbe:
-    """Ask `step` until it returns a `Link`."""
+    """Ask `step` until it returns a `Link`; `close` it if it is given up before."""
 
     def __init__(
         self, agent: TransferAgent, peer_id: str, pair: BlockPair, block_bytes: int, clock: Callable[[], float]
@@ -56,9 +56,18 @@ class LinkProbe:
         if self._agent.poll(self._handle) is WriteState.IN_PROGRESS:
             return None
         self._seconds.append(self._clock() - self._began)
-        self._agent.release(self._handle)
-        self._handle = None
+        self.close()
         return self._link() if len(self._seconds) == len(self._counts) else None
+
+    def close(self) -> None:
+        """Give up the write that is under way, if any. What still lands has the scratch block to land in.
+
+        Raises:
+            TransferError: the agent keeps its handle.
+        """
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            self._agent.release(handle)
 
     def _link(self) -> Link:
         _, one_s, many_s = self._seconds

@@ -130,15 +130,23 @@ class TransferPump:
             link = self._probes[peer_id].step()
         except TransferError as error:
             log.warning("the connection to %s was not measured: %s", peer_id, error)
-            del self._probes[peer_id]
+            self._give_up_probe(peer_id)
             return True
         if link is not None:
             del self._probes[peer_id]
             self.links = self.links | {peer_id: link}
         return link is not None
 
+    def _give_up_probe(self, peer_id: str) -> None:
+        probe = self._probes.pop(peer_id, None)
+        try:
+            if probe is not None:
+                probe.close()
+        except TransferError as error:
+            log.warning("the handle of a probe of %s could not be released: %s", peer_id, error)
+
     def _lost(self, peer_id: str) -> None:
-        self._probes.pop(peer_id, None)
+        self._give_up_probe(peer_id)
         self.links = {peer: link for peer, link in self.links.items() if peer != peer_id}
         self._on_lost(peer_id)
 

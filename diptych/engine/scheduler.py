@@ -243,10 +243,6 @@ class Scheduler:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._requests.groups
 
-    def tail_tokens(self, request_id: str) -> int:
-        """Tokens in the partial last block of a request's prompt; 0 if its last block is full."""
-        return len(self._requests.groups[request_id].request.prompt) % self.limits.block_size
-
     def partial_block(self, ready: ReadyBlocks) -> tuple[int, int] | None:
         """The block among these that the prompt's end fills in part, and how many tokens it holds."""
         whole_blocks, num_tokens = divmod(

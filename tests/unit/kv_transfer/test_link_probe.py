@@ -74,6 +74,24 @@ def test_a_link_that_fails_is_not_measured_and_a_lost_one_is_forgotten() -> None
     assert pump.links == {}
 
 
+@pytest.mark.parametrize("end", ["raises", "lost"])
+def test_a_probe_that_is_given_up_keeps_no_handle(end: str) -> None:
+    fabric, faults = Fabric(), Faults(never_complete=True)
+    ours, theirs = make_pool(4), make_pool(4)
+    here, there = FakeAgent("here", ours, fabric, faults), FakeAgent("there", theirs, fabric)
+    pump = TransferPump(here, ours.shape[1], ours, lambda arrival: None, lambda: 0.0, scratch_block=3)
+    pump.add_peer(replace(layout_of(theirs), scratch_block=3).hello("there", there.metadata()), probe=True)
+    pump.step()
+    assert len(here._writes) == 1
+    if end == "raises":
+        faults.fail_polls = True
+        pump.step()
+    else:
+        pump.lose_peer("there")
+    assert not here._writes
+    assert pump.links == {}
+
+
 def test_nobody_is_probed_without_a_scratch_block() -> None:
     fabric, ours = Fabric(), make_pool(4)
     here, there = FakeAgent("here", ours, fabric), FakeAgent("there", make_pool(4), fabric)
