@@ -279,6 +279,20 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, tag="delivery"):
     last_token_ms: float  # prefill's last token, milliseconds before this message was sent
 
 
+class Written(msgspec.Struct, frozen=True, kw_only=True, tag="written"):
+    """Prefill to decode, while the prompt is still computed: these blocks of a push are there and may be verified.
+
+    Nothing depends on it: it may be lost, and only the delivery is acted on.
+    """
+
+    transfer_id: str
+    decode_id: str
+    prefill_id: str
+    first_index: int  # of the first one among the ticket's slots
+    slots: list[Slot]
+    checksums: list[int | None]  # as in `Delivery`
+
+
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, tag="receipt"):
     """Decode to prefill: a delivery was taken or will not be used. The answer to every copy of it."""
 

@@ -4,6 +4,10 @@
        ├──accept, what the promised peer says is not what was promised──► REFUSED
        └──give_up──► FORGOTTEN, EXPIRED, PEER_LOST
 
+Blocks may be verified before the delivery, as the peer says that they are written: what was right then and is in the
+delivery with the same checksum is not read again. (From then on a block is as safe, or not, as after its delivery:
+only its own transfer writes into it.)
+
 A delivery that names another transfer, generation or incarnation is refused. If it comes from somebody else, the right
 one may still follow, so the promise stays. If the promised peer itself says something wrong, nothing better will follow
 (what it sends again is the same), so the promise ends and decode can act at once.
@@ -16,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
-from diptych.messages import Delivery, Slot
+from diptych.messages import Delivery, Slot, Written
 
 
 class IncomingEnd(StrEnum):
@@ -86,6 +90,7 @@ class IncomingTransfer:
         self.slots = tuple(slots)
         self.end: IncomingEnd | None = None  # None: waiting
         self.refusal: Refusal | None = None  # why REFUSED or DAMAGED
+        self.verified: dict[int, int] = {}  # index of a slot: the checksum its bytes had, before the delivery
         self._decode_id = decode_id
         self._num_choices = num_choices
 
@@ -107,6 +112,16 @@ class IncomingTransfer:
             self.end, self.refusal = IncomingEnd.REFUSED, refusal
         return refusal
 
+    def refuse_early(self, written: Written, sender: str) -> Refusal | None:
+        """Whether blocks that are said to be there may be verified (None). It never ends the promise."""
+        refusal = self._not_ours(written, sender) or self._late()
+        if refusal is not None:
+            return refusal
+        last = written.first_index + len(written.slots)
+        if written.first_index < 0 or self.slots[written.first_index : last] != tuple(written.slots):
+            return Refusal.WRONG_SLOTS
+        return None if len(written.checksums) == len(written.slots) else Refusal.WRONG_CHECKSUMS
+
     def damaged(self) -> None:
         """The bytes of the delivery just accepted do not match its checksums."""
         if self.end is not IncomingEnd.ACCEPTED:
@@ -123,7 +138,7 @@ class IncomingTransfer:
         assert self.refusal is None or self.refusal.ends_the_promise
         assert (self.refusal is Refusal.DAMAGED) == (self.end is IncomingEnd.DAMAGED)
 
-    def _not_ours(self, delivery: Delivery, sender: str) -> Refusal | None:
+    def _not_ours(self, delivery: Delivery | Written, sender: str) -> Refusal | None:
         if delivery.transfer_id != self.transfer_id:
             return Refusal.UNKNOWN_TRANSFER
         if delivery.decode_id != self._decode_id:

@@ -1,7 +1,7 @@
 """The small messages two workers send each other beside the blocks, on the wire.
 
     WARM_UP            one zero byte; means nothing
-    seal(message)      xxh3-64 of the rest, 8 bytes little-endian ‖ msgpack of a Delivery or a Receipt
+    seal(message)      xxh3-64 of the rest, 8 bytes little-endian ‖ msgpack of a Written, a Delivery or a Receipt
 
 A delivery decides what is believed about blocks and which tokens follow, so it is checked like the blocks are.
 
@@ -13,21 +13,23 @@ from __future__ import annotations
 import msgspec
 import xxhash
 
-from diptych.messages import Delivery, Receipt
+from diptych.messages import Delivery, Receipt, Written
+
+Message = Delivery | Receipt | Written
 
 WARM_UP = b"\x00"  # sent when two workers meet: the first message pays for the connection, ~50 ms
 _DIGEST_BYTES = 8
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Delivery | Receipt).decode
+_decode = msgspec.msgpack.Decoder(Message).decode
 
 
-def seal(message: Delivery | Receipt) -> bytes:
+def seal(message: Message) -> bytes:
     body = _encode(message)
     return _digest(body) + body
 
 
-def unseal(payload: bytes) -> Delivery | Receipt:
+def unseal(payload: bytes) -> Message:
     """
     Raises:
         ValueError: the payload was altered on its way, or is no message of ours.
@@ -35,7 +37,7 @@ def unseal(payload: bytes) -> Delivery | Receipt:
     body = payload[_DIGEST_BYTES:]
     if payload[:_DIGEST_BYTES] != _digest(body):
         raise ValueError(f"a notification of {len(payload)} bytes does not match its checksum")
-    message: Delivery | Receipt = _decode(body)  # raises msgspec.DecodeError, a ValueError
+    message: Message = _decode(body)  # raises msgspec.DecodeError, a ValueError
     return message
 
 

@@ -67,6 +67,7 @@ class Counters:
     transfer_bytes_per_s: float = 0.0  # of writes in flight, averaged over recent pushes
     deliveries_resent_total: int = 0  # no receipt came in time
     blocks_verified_total: int = 0  # received blocks whose checksum was compared
+    blocks_verified_early_total: int = 0  # of these, before the delivery
     refused: Counter[Refusal] = field(default_factory=Counter)  # messages
     outgoing: Counter[EndReason] = field(default_factory=Counter)
     incoming: Counter[IncomingEnd] = field(default_factory=Counter)

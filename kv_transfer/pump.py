@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from diptych.messages import PeerHello, Receipt
+from diptych.messages import PeerHello, Receipt, Written
 from kv_transfer.agent import PeerLost, TransferAgent, TransferError
 from kv_transfer.checksum import Checks, Pool
 from kv_transfer.incoming import Refusal
@@ -167,6 +167,9 @@ class TransferPump:
             return
         if isinstance(message, Receipt):
             self.pusher.receipt(sender, message)
+            return
+        if isinstance(message, Written):
+            self.receiver.verify_early(sender, message)
             return
         receipt = self.receiver.receive(sender, message)
         if receipt is not None and self._acknowledged:

@@ -15,6 +15,7 @@ from kv_transfer.transfer import EndReason, OutgoingTransfer
 @dataclass(slots=True)
 class Write:
     handle: int  # the agent's
+    first_index: int  # of its first block among the ticket's slots
     checksums: list[int | None]
     num_bytes: int
 

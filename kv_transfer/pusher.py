@@ -12,7 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 
-from diptych.messages import Delivery, Receipt, Ticket
+from diptych.messages import Delivery, Receipt, Ticket, Written
 from kv_transfer.agent import PeerLost, TransferAgent, TransferError, WriteState
 from kv_transfer.checksum import NO_CHECKS, Checks, Pool, checksum
 from kv_transfer.notification import seal
@@ -168,6 +168,7 @@ class Pusher:
         else:
             push.num_bytes += write.num_bytes
             push.machine.write_done(write_id, write.checksums)
+            self._tell(push, write)
         push.ended(write_id, self._clock())
         self._release(write.handle)
         return True
@@ -197,8 +198,26 @@ class Pusher:
             checksum(self._pool, block) if self._pool is not None and index in push.checked else None
             for index, (block, _) in enumerate(post.pairs, post.first_index)
         ]
-        push.posted(post.write_id, Write(handle, sums, len(sums) * self._block_bytes), now)
+        push.posted(post.write_id, Write(handle, post.first_index, sums, len(sums) * self._block_bytes), now)
         self._poll_write(push, post.write_id)
+
+    def _tell(self, push: Push, write: Write) -> None:
+        """Let decode verify what has arrived while the rest is computed or written. If it does not hear it, no harm."""
+        machine, last = push.machine, write.first_index + len(write.checksums)
+        if machine.end is not None or machine.delivery_due or all(each is None for each in write.checksums):
+            return
+        written = Written(
+            transfer_id=machine.transfer_id,
+            decode_id=push.peer_id,
+            prefill_id=self._agent.name,
+            first_index=write.first_index,
+            slots=list(machine.slots[write.first_index : last]),
+            checksums=write.checksums,
+        )
+        try:
+            self._agent.send_notification(push.peer_id, seal(written))
+        except TransferError as error:  # if the peer is lost, the next write or the delivery finds out
+            log.debug("transfer %s: %s", machine.transfer_id, error)
 
     def _notify(self, push: Push, notify: Notify) -> None:
         now = self._clock()

@@ -12,7 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 
-from diptych.messages import Delivery, Receipt
+from diptych.messages import Delivery, Receipt, Written
 from kv_transfer.checksum import NO_CHECKS, Checks, Pool, checksum
 from kv_transfer.incoming import IncomingEnd, IncomingTransfer, Refusal
 from kv_transfer.outcome import Arrival, Counters, Missed
@@ -89,6 +89,19 @@ class Receiver:
             self._on_missed(Missed(delivery.transfer_id, IncomingEnd.REFUSED, refusal, delivery))
         return receipt
 
+    def verify_early(self, sender: str, written: Written) -> None:
+        """Blocks of a transfer that goes on are here. What is found wrong now is judged with the delivery."""
+        incoming = self._expected.get(written.transfer_id)
+        if incoming is None or self._pool is None:  # it ended since
+            return
+        refusal = incoming.refuse_early(written, sender)
+        if refusal is not None:
+            self._counters.refused[refusal] += 1
+            return
+        for index, (slot, there) in enumerate(zip(written.slots, written.checksums, strict=True), written.first_index):
+            if there is not None and checksum(self._pool, slot.block) == there:
+                incoming.verified[index] = there
+
     def check(self) -> None:
         """Assert the invariants."""
         for transfer_id, incoming in (*self._expected.items(), *self._settled.items()):
@@ -98,7 +111,7 @@ class Receiver:
         assert not self._expected.keys() & self._settled.keys()
 
     def _verify(self, incoming: IncomingTransfer, sender: str, delivery: Delivery, arrived_at: float) -> Receipt:
-        bad_blocks = self._bad_blocks(delivery)
+        bad_blocks = self._bad_blocks(incoming, delivery)
         if bad_blocks:
             incoming.damaged()
             self._refuse(sender, delivery, Refusal.DAMAGED)
@@ -117,16 +130,19 @@ class Receiver:
         self._on_arrival(arrival)
         return self._receipt(delivery, incoming.refusal)
 
-    def _bad_blocks(self, delivery: Delivery) -> tuple[int, ...]:
+    def _bad_blocks(self, incoming: IncomingTransfer, delivery: Delivery) -> tuple[int, ...]:
         if self._pool is None:
             return ()
+        early, incoming.verified = incoming.verified, {}
         checked = [
-            (slot.block, there)
-            for slot, there in zip(delivery.slots, delivery.checksums, strict=True)
+            (index, slot.block, there)
+            for index, (slot, there) in enumerate(zip(delivery.slots, delivery.checksums, strict=True))
             if there is not None
         ]
         self._counters.blocks_verified_total += len(checked)
-        return tuple(block for block, there in checked if checksum(self._pool, block) != there)
+        unsure = [(block, there) for index, block, there in checked if early.get(index) != there]
+        self._counters.blocks_verified_early_total += len(checked) - len(unsure)
+        return tuple(block for block, there in unsure if checksum(self._pool, block) != there)
 
     def _settle(self, incoming: IncomingTransfer) -> None:
         del self._expected[incoming.transfer_id]

@@ -97,7 +97,7 @@ class OutgoingTransfer:
         self.refusal: Refusal | None = None  # why REFUSED
         self.settled = True  # False: a write failed over a connection that lives, so bytes of it may still land
         self.num_sent = 0  # copies of the delivery
-        self._slots = tuple(slots)
+        self.slots = tuple(slots)
         self._first_block = first_block
         self._pairs: deque[BlockPair] = deque()  # ready, not posted
         self._num_ready = 0
@@ -106,7 +106,7 @@ class OutgoingTransfer:
         self._in_flight: dict[int, int] = {}  # write id -> index of its first slot
         self._num_posted = 0  # blocks
         self._next_write_id = 0
-        self._checksums: list[int | None] = [None] * len(self._slots)
+        self._checksums: list[int | None] = [None] * len(self.slots)
         self._num_written = 0  # blocks
         self._acknowledged = acknowledged
         self._notify_at = -inf  # when the next copy is due, on the clock of `advance`
@@ -124,6 +124,11 @@ class OutgoingTransfer:
         return bool(self._in_flight or self._pairs or fresh) and not self.quiet
 
     @property
+    def delivery_due(self) -> bool:
+        """Every block is at the peer."""
+        return self._complete and not self._pairs and not self._in_flight
+
+    @property
     def writes_in_flight(self) -> tuple[int, ...]:
         return tuple(self._in_flight)
 
@@ -133,11 +138,11 @@ class OutgoingTransfer:
             return
         num_ready = self._num_ready + len(blocks)
         in_order = first_index == self._first_block + self._num_ready and not self._complete
-        if not in_order or num_ready > len(self._slots) or (last and num_ready != len(self._slots)):
+        if not in_order or num_ready > len(self.slots) or (last and num_ready != len(self.slots)):
             self.end = EndReason.BROKEN
             return
         self._pairs.extend(
-            (block, slot.block) for block, slot in zip(blocks, self._slots[self._num_ready :], strict=False)
+            (block, slot.block) for block, slot in zip(blocks, self.slots[self._num_ready :], strict=False)
         )
         self._num_ready = num_ready
         self._complete = last
@@ -151,8 +156,8 @@ class OutgoingTransfer:
             return None
         if self._pairs:
             return self._post() if len(self._in_flight) < MAX_WRITES_IN_FLIGHT else None
-        if self._complete and not self._in_flight and now >= self._notify_at:
-            return Notify(self._slots, tuple(self._checksums), self._first_tokens)
+        if self.delivery_due and now >= self._notify_at:
+            return Notify(self.slots, tuple(self._checksums), self._first_tokens)
         return None
 
     def write_done(self, write_id: int, checksums: Sequence[int | None]) -> None:
@@ -200,13 +205,13 @@ class OutgoingTransfer:
 
     def check(self) -> None:
         """Assert the invariants."""
-        assert self._num_posted + len(self._pairs) == self._num_ready <= len(self._slots)
+        assert self._num_posted + len(self._pairs) == self._num_ready <= len(self.slots)
         assert len(self._in_flight) <= MAX_WRITES_IN_FLIGHT
         assert not self.num_sent or not (self._pairs or self._in_flight)
         assert (self.refusal is not None) == (self.end is EndReason.REFUSED)
         if self.num_sent:
             assert self._complete
-            assert self._num_written == len(self._slots)
+            assert self._num_written == len(self.slots)
         if self.end in (EndReason.DELIVERED, EndReason.REFUSED, EndReason.UNACKNOWLEDGED):
             assert self.num_sent
 

@@ -11,17 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from random import Random
+from typing import TypeVar
 
 import numpy as np
 from msgspec.structs import replace
 
-from diptych.messages import Delivery, PeerHello, Slot
+from diptych.messages import Delivery, PeerHello, Slot, Written
 from kv_transfer.agent import BlockPair, TransferAgent, WriteState
 from kv_transfer.checksum import Pool
 from kv_transfer.incoming import Refusal
 from kv_transfer.notification import seal, unseal
 
 Pairs = list[BlockPair]
+Message = TypeVar("Message", Delivery, Written)
 
 
 class Outcome(Enum):
@@ -53,6 +55,7 @@ class Sabotage:
     reason: Refusal | None  # what the receiver must have counted
     blocks: Callable[[Saboteur, Job, Pairs], Pairs | None] | None = None  # None: not possible with this write
     message: Callable[[Saboteur, Delivery], Sequence[bytes]] | None = None
+    early: Callable[[Saboteur, Written], Sequence[bytes]] | None = None
     min_blocks: int = 1
 
 
@@ -123,9 +126,14 @@ class Saboteur:
         if len(payload) < 2:  # a warm-up
             return [payload]
         message = unseal(payload)
-        if not isinstance(message, Delivery):
+        if not isinstance(message, Delivery | Written):
             return [payload]
         job = self.jobs[message.transfer_id]
+        if isinstance(message, Written):
+            if job.sabotage is None or job.sabotage.early is None or job.injected:
+                return [payload]
+            job.injected = True
+            return job.sabotage.early(self, message)
         if job.sabotage is None or job.sabotage.message is None or job.injected:
             self.old_deliveries.append(payload)
             return [payload]
@@ -185,6 +193,16 @@ def _misplace(saboteur: Saboteur, job: Job, pairs: Pairs) -> Pairs | None:
     return [*pairs[:which], (source, job.spare), *pairs[which + 1 :]]
 
 
+def _misplace_over_verified(saboteur: Saboteur, job: Job, pairs: Pairs) -> Pairs | None:
+    """One block lands on another of its transfer that may have been verified already."""
+    earlier = job.targets[: job.targets.index(pairs[0][1])]
+    which = saboteur.random.randrange(len(pairs))
+    source, target = pairs[which]
+    if not earlier or np.array_equal(saboteur.source[source], saboteur.target[target]):
+        return None
+    return [*pairs[:which], (source, saboteur.random.choice(earlier)), *pairs[which + 1 :]]
+
+
 # --- what can happen to a delivery ----------------------------------------------------------------------------------
 
 
@@ -192,11 +210,11 @@ def _says(alter: Callable[[Random, Delivery], Delivery]) -> Callable[[Saboteur, 
     return lambda saboteur, delivery: [seal(alter(saboteur.random, delivery))]
 
 
-def _stale_generation(random: Random, delivery: Delivery) -> Delivery:
-    slots = list(delivery.slots)
+def _stale_generation(random: Random, message: Message) -> Message:
+    slots = list(message.slots)
     which = random.randrange(len(slots))
     slots[which] = Slot(slots[which].block, slots[which].generation - 1)
-    return replace(delivery, slots=slots)
+    return replace(message, slots=slots)
 
 
 def _reorder(random: Random, delivery: Delivery) -> Delivery:
@@ -209,7 +227,7 @@ def _withhold_checksum(random: Random, delivery: Delivery) -> Delivery:
     return replace(delivery, checksums=checksums)
 
 
-def _garble(saboteur: Saboteur, delivery: Delivery) -> Sequence[bytes]:
+def _garble(saboteur: Saboteur, delivery: Delivery | Written) -> Sequence[bytes]:
     payload = bytearray(seal(delivery))
     bit = saboteur.random.randrange(8 * len(payload))
     payload[bit // 8] ^= 1 << bit % 8
@@ -233,6 +251,17 @@ SABOTAGES = (
     Sabotage("another's block", Outcome.DAMAGED, Refusal.DAMAGED, _one(_anothers)),
     Sabotage("swapped blocks", Outcome.DAMAGED, Refusal.DAMAGED, _swap, min_blocks=2),
     Sabotage("misplaced block", Outcome.DAMAGED, Refusal.DAMAGED, _misplace),
+    Sabotage("misplaced over a verified one", Outcome.DAMAGED, Refusal.DAMAGED, _misplace_over_verified, min_blocks=3),
+    Sabotage("early word lost", Outcome.UNHARMED, None, early=lambda saboteur, written: [], min_blocks=3),
+    Sabotage("early word garbled", Outcome.UNHARMED, Refusal.MALFORMED, early=_garble, min_blocks=3),
+    Sabotage("early word with other checksums", Outcome.UNHARMED, None, min_blocks=3,
+             early=lambda saboteur, written: [seal(replace(written, checksums=[1] * len(written.checksums)))]),
+    Sabotage("early word about a stale generation", Outcome.UNHARMED, Refusal.WRONG_SLOTS, min_blocks=3,
+             early=lambda saboteur, written: [seal(_stale_generation(saboteur.random, written))]),
+    Sabotage("early word with a checksum less", Outcome.UNHARMED, Refusal.WRONG_CHECKSUMS, min_blocks=3,
+             early=lambda saboteur, written: [seal(replace(written, checksums=written.checksums[:-1]))]),
+    Sabotage("early word from another incarnation", Outcome.UNHARMED, Refusal.WRONG_PREFILL, min_blocks=3,
+             early=lambda saboteur, written: [seal(replace(written, prefill_id=written.prefill_id + "0"))]),
     Sabotage("stale generation", Outcome.REFUSED, Refusal.WRONG_SLOTS, message=_says(_stale_generation)),
     Sabotage("slots in another order", Outcome.REFUSED, Refusal.WRONG_SLOTS, message=_says(_reorder), min_blocks=2),
     Sabotage("a slot less", Outcome.REFUSED, Refusal.WRONG_SLOTS,

@@ -352,3 +352,71 @@ def test_an_unsettled_write_is_remembered_for_late_questions(pair: Pair) -> None
     pair.step()
     assert pair.prefill.ended == [Pushed(EndReason.WRITE_FAILED, settled=False)]
     assert [pair.aborted() for _ in range(2)] == [[Pushed(EndReason.ABORTED, settled=False)]] * 2
+
+
+# --- verified before the delivery -----------------------------------------------------------------------------------
+
+
+def half_way(pair: Pair) -> None:
+    """Two of the three blocks are written; decode has heard of them."""
+    pair.begin(ready=False)
+    pair.prefill.pump.pusher.ready("t", 0, [0, 1], False, [], pair.now)
+    pair.step()
+
+
+def finish(pair: Pair) -> None:
+    pair.prefill.pump.pusher.ready("t", 2, [2], True, [7], pair.now)
+    pair.step()
+
+
+def early(pair: Pair) -> int:
+    return pair.decode.pump.counters.blocks_verified_early_total
+
+
+def test_what_was_verified_while_prefill_computed_is_not_read_again(pair: Pair) -> None:
+    half_way(pair)
+    pair.decode.pool[SLOTS[0].block] ^= 1  # nobody looks any more; see `kv_transfer.incoming` why that is safe
+    finish(pair)
+    (arrival,) = pair.decode.arrivals
+    assert arrival.bad_blocks == ()
+    assert (early(pair), pair.decode.pump.counters.blocks_verified_total) == (2, 3)
+    assert ends(pair) == [EndReason.DELIVERED]
+
+
+def test_what_was_wrong_early_is_judged_with_the_delivery(pair: Pair) -> None:
+    pair.faults.flip_bit = True
+    half_way(pair)
+    assert pair.decode.pump.counters.refused == {}
+    finish(pair)
+    assert pair.decode.arrivals[0].bad_blocks == (4, 2, 6)
+    assert early(pair) == 0
+
+
+def test_a_delivery_with_another_checksum_than_the_early_word_is_verified_anew(pair: Pair) -> None:
+    half_way(pair)
+    sums = [1, 2, 3]
+    pair.prefill.agent.send_notification("decode", seal(altered(checksums=sums)))
+    pair.step()
+    assert pair.decode.arrivals[0].bad_blocks == (4, 2, 6)
+
+
+def test_a_lost_early_word_costs_nothing_but_time(pair: Pair) -> None:
+    pair.faults.lose_notifications = True
+    half_way(pair)
+    pair.faults.lose_notifications = False
+    finish(pair)
+    assert (len(pair.decode.arrivals), early(pair), ends(pair)) == (1, 0, [EndReason.DELIVERED])
+
+
+def test_the_last_blocks_come_with_the_delivery_alone(pair: Pair) -> None:
+    pair.begin()
+    pair.step()
+    assert (len(pair.decode.arrivals), early(pair)) == (1, 0)
+
+
+def test_an_early_word_for_a_transfer_that_ended_is_ignored(pair: Pair) -> None:
+    pair.begin(ready=False)
+    pair.decode.pump.receiver.forget("t")
+    pair.prefill.pump.pusher.ready("t", 0, [0, 1], False, [], pair.now)
+    pair.step()
+    assert pair.decode.pump.counters.refused == {}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.messages import Delivery, Slot
+from diptych.messages import Delivery, Slot, Written
 from kv_transfer.incoming import IncomingEnd, IncomingTransfer, Refusal
 
 SLOTS = [Slot(10, 1), Slot(11, 1), Slot(12, 4)]
@@ -140,3 +140,41 @@ def test_nothing_but_the_promised_delivery_is_ever_accepted(
         assert (refusal is None) == (right and attempt == 0)
         transfer.check()
     assert transfer.accepted == right
+
+
+def written(**changes: object) -> Written:
+    fields: dict[str, object] = {
+        "transfer_id": "t",
+        "decode_id": "decode-1",
+        "prefill_id": "prefill-1",
+        "first_index": 1,
+        "slots": SLOTS[1:],
+        "checksums": [2, 3],
+    }
+    return Written(**(fields | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sender", "reason"),
+    [
+        ({}, "prefill-1", None),
+        ({"slots": [], "checksums": []}, "prefill-1", None),
+        ({"transfer_id": "u"}, "prefill-1", Refusal.UNKNOWN_TRANSFER),
+        ({"decode_id": "decode-0"}, "prefill-1", Refusal.WRONG_DECODE),
+        ({"prefill_id": "prefill-0"}, "prefill-1", Refusal.WRONG_PREFILL),
+        ({}, "prefill-2", Refusal.WRONG_PREFILL),
+        ({"first_index": 0}, "prefill-1", Refusal.WRONG_SLOTS),
+        ({"first_index": -2}, "prefill-1", Refusal.WRONG_SLOTS),
+        ({"slots": [SLOTS[1], Slot(12, 3)]}, "prefill-1", Refusal.WRONG_SLOTS),  # another generation
+        ({"slots": [*SLOTS[1:], Slot(13, 1)]}, "prefill-1", Refusal.WRONG_SLOTS),
+        ({"checksums": [2]}, "prefill-1", Refusal.WRONG_CHECKSUMS),
+    ],
+)
+def test_an_early_word_is_checked_like_a_delivery_and_never_ends_the_promise(
+    changes: dict[str, object], sender: str, reason: Refusal | None
+) -> None:
+    transfer = incoming()
+    assert transfer.refuse_early(written(**changes), sender) is reason
+    assert transfer.end is None
+    assert transfer.accept(delivery(), "prefill-1") is None
+    assert transfer.refuse_early(written(), "prefill-1") is Refusal.DUPLICATE
