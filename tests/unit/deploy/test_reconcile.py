@@ -169,6 +169,9 @@ def test_acting_on_plans_ends_with_what_is_wanted(there: list[Observed], wanted:
         assert sum(p.kind is kind for p in settle(wanted, there, surge)) == wanted.get(kind, 0)
 
 
+LATER = {State.STOPPING: State.DEAD, State.STARTING: State.RUNNING}
+
+
 def settle(wanted: dict[Kind, int], there: list[Observed], surge: bool) -> list[Observed]:
     """Act on plans until there is nothing to do. What has been told to stop ends, what is started runs."""
     orders = iter(range(100, 300))
@@ -177,7 +180,7 @@ def settle(wanted: dict[Kind, int], there: list[Observed], surge: bool) -> list[
         actions = reconcile(wanted, there, {}, 0.0, placeable, surge).actions
         ids = [action.id for action in actions if not isinstance(action, Start)]
         assert len(ids) == len(set(ids)), "two actions for one process"
-        there = [replace(p, state=State.DEAD) if p.state is State.STOPPING else p for p in there]
+        there = [replace(p, state=LATER.get(p.state, p.state)) for p in there]
         for action in actions:
             there = apply(action, there, next(orders))
     assert actions == []
