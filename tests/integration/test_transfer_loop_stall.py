@@ -40,9 +40,9 @@ async def test_loops_run_on_while_a_transfer_moves(pair: Pair, kind: str) -> Non
 
 async def test_a_write_on_the_loop_would_be_seen(pair: Pair) -> None:
     """Over shared memory NIXL copies before it returns: this is why it has a thread."""
-    began = time.monotonic()
     async with LoopProbe() as probe:
         await asyncio.sleep(0)
+        began = time.monotonic()
         pair.raw_write_s()
         blocked_s = time.monotonic() - began
         await asyncio.sleep(0.01)
