@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.index.timing import reference_loop_us
 from diptych.messages import LinkStats, Role, WorkerRecord, WorkerState, WorkerStats
 from diptych.telemetry import make_logger
 from router.bookings import Booking, Bookings
@@ -57,18 +58,6 @@ def select_reserve(num_workers: int, seconds: float) -> dict[str, float]:
         took_us.append(turn())
     p50, p99 = np.percentile(took_us, (50, 99)).tolist()
     return {"p50_us": p50, "p99_us": p99, "placements": len(took_us), "reference_loop_us": reference_loop_us()}
-
-
-def reference_loop_us() -> float:
-    """Best of five runs of a fixed loop of pure Python."""
-
-    def once() -> float:
-        began, total = time.perf_counter(), 0
-        for i in range(10_000):
-            total += i * i % 7
-        return (time.perf_counter() - began) * 1e6
-
-    return min(once() for _ in range(5))
 
 
 class _StillLink(WorkerLink):

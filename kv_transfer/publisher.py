@@ -144,10 +144,15 @@ class IndexPublisher:
                     names.append("snapshot")
                     pipe.set(self._snapshot_key, write.snapshot, px=INDEX_TTL_MS)
             if beat:
-                names += ["events_alive", "snapshot_alive", "wanted"]
+                names += ["events_alive", "snapshot_alive"]
                 pipe.pexpire(self._events_key, INDEX_TTL_MS)
                 pipe.pexpire(self._snapshot_key, INDEX_TTL_MS)
-                pipe.getdel(self._wanted_key)
+            if write is not None and not write.after:  # what was asked for is there with this, and not before
+                names.append("granted")
+                pipe.delete(self._wanted_key)
+            elif beat:
+                names.append("wanted")
+                pipe.get(self._wanted_key)
             answers = dict(zip(names, await pipe.execute(raise_on_error=False), strict=True))
         for name, answer in answers.items():
             refused = name == "added" and isinstance(answer, ResponseError) and "equal or smaller" in str(answer)

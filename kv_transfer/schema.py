@@ -8,7 +8,8 @@
 | {cluster}:era                    | string | workers    | for ever; gone or other: Redis lost its data     |
 | {cluster}:index:{id}:events      | stream | the worker | INDEX_TTL_MS after its last sign of life         |
 | {cluster}:index:{id}:snapshot    | string | the worker | the same                                         |
-| {cluster}:index:{id}:wanted      | string | routers    | until the worker sees it, else WANTED_TTL_MS     |
+| {cluster}:index:{id}:wanted      | string | routers    | until the worker did it, else WANTED_TTL_MS      |
+| {cluster}:reservations           | stream | routers    | see `router.sharing.log`, which owns it          |
 
 (1) The worker itself as the last thing of a clean exit, else the controller once the process is gone.
 
@@ -33,7 +34,7 @@ follows it. Nothing trims by length or age, so a slow reader never meets a hole 
 **Memory.** A worker with B blocks has a snapshot of 8 B bytes and a stream of at most two intervals between snapshots:
 each at most max(8 B, SNAPSHOT_BYTES) plus one batch (at most MAX_QUEUED_HASHES keys, 2 MiB), and at most SNAPSHOT_EVERY
 entries of about 100 bytes beside their keys. That is 24 B bytes + 0.7 MiB in practice: 0.8 MiB for 4,096 blocks, 3 MiB
-for 100,000. Membership is about 1 kB a living worker and 150 bytes a tombstone. All of it expires by itself: a worker
+for 100,000. Membership is about 1.5 kB a living worker and 150 bytes a tombstone. All of it expires by itself: a worker
 id is an incarnation, and its keys are never written again after its death.
 """
 

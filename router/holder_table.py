@@ -1,78 +1,82 @@
 """A compact table from a block's index key to the set of its holders, as a mask of 64 bits. Works on whole arrays.
 
-    bucket = top bits of the key      8 keys, one cache line      8 masks
-    ┌──────────────────────────┐     ┌──┬──┬──┬──┬──┬──┬──┬──┐    ┌──┬──┬──┬──┬──┬──┬──┬──┐
-    │ key >> shift             │ ──▶ │k0│k1│0 │k3│..│  │  │  │    │m0│m1│  │m3│..│  │  │  │
-    └──────────────────────────┘     └──┴──┴──┴──┴──┴──┴──┴──┘    └──┴──┴──┴──┴──┴──┴──┴──┘
+A key is in its bucket (`bucket_array`) or, when that was full, in a small dict: there is no probing. A key whose mask
+becomes empty is freed at once. The table doubles at `MAX_LOAD`, so a key costs 16 bytes / load: 27 just before, 53 just
+after.
 
-A key is in its bucket or, when that was full, in a small dict, so looking up any number of keys is one gather and one
-comparison: no probing, and half a dozen NumPy calls whatever the number. A key whose mask becomes empty is freed at
-once. The table doubles at `MAX_LOAD`, so a key costs 16 bytes / load: 27 just before, 53 just after.
+Growth is spread over what follows. New keys go to the larger array at once; the old one is emptied into it bucket by
+bucket, some with every `add` and `move_on`, and a key that is changed is moved first. Until then a look-up that does
+not find everything in the new array asks the old one too, and a key costs up to 80 bytes.
 
-Keys are odd 64-bit numbers (`kv_transfer.schema.index_keys`), uniformly distributed; 0 marks a free slot. Knows nothing
-about workers, guesses or events.
+Keys are odd 64-bit numbers (`kv_transfer.schema.index_keys`), uniformly distributed. Knows nothing about workers,
+guesses or events.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-Keys = npt.NDArray[np.uint64]
-Masks = npt.NDArray[np.uint64]
-Slots = npt.NDArray[np.int64]
-Words = npt.NDArray[np.uint64]
+from router.bucket_array import SLOTS, ZERO, BucketArray, Keys, Masks, Slots, some
 
-SLOTS = 8  # keys a bucket
-SLOT_BITS = 3
 MAX_LOAD = 0.6  # 2.4 % of the keys are then in the dict (Poisson: a bucket's share is 4.8 keys)
 MIN_BUCKETS = 16
 CHUNK = 1 << 16  # keys handled at once: bounds the temporaries of a big load at a few MB
+MOVED_AT_ONCE = 1_024  # buckets of the old array, with every call that adds: some 0.4 ms
+MOVED_PER_KEY = 0.25  # and more of them with many keys: all have moved before 4.8 keys a bucket have come
+RETRIED_AT_ONCE = 1_024  # keys of the dict
 STASH_SLACK = 64
-COLUMNS = np.uint64(0x0001020304050607)  # times 256**column has `column` as its highest byte
-LAST_BYTE = np.uint64(56)
-NOWHERE = np.array([], np.int64)
 BULK = 1_024  # keys above which np.isin is quicker than asking the dict for each
 
 
 class HolderTable:
     def __init__(self) -> None:
+        self._now = BucketArray(MIN_BUCKETS)
+        self._old: BucketArray | None = None  # what `_now` grew from, while keys are left in it
+        self._num_moved = 0  # of its buckets
         self._stash: dict[int, int] = {}  # key -> mask, of keys whose bucket was full
         self._stash_limit = STASH_SLACK
-        self._num_slotted = 0
-        self._allocate(MIN_BUCKETS)
+        self._to_retry: list[int] = []  # keys of it that may find room now
 
     def __len__(self) -> int:
-        return self._num_slotted + len(self._stash)
+        return self._now.num_keys + (0 if self._old is None else self._old.num_keys) + len(self._stash)
 
     @property
     def num_buckets(self) -> int:
-        return len(self._rows)
+        return len(self._now)
 
     @property
     def nbytes(self) -> int:
         """Of the arrays; the dict has about 130 bytes a key more."""
-        return self._keys.nbytes + self._masks.nbytes
+        return self._now.nbytes + (0 if self._old is None else self._old.nbytes)
 
     def find(self, keys: Keys) -> Masks:
         """The holders of each key, in the order given; an empty mask where a key is unknown."""
-        found, absent = self._find(keys)
-        for index, key in self._in_stash(keys, absent):
-            found[index] = self._stash[key]
-        return found
+        slots, words = self._now.locate(keys)
+        masks = self._now.masks.take(slots)
+        absent = (words == ZERO).nonzero()[0]
+        if absent.size:
+            masks[absent] = self._find_old(keys.take(absent))
+            for index, key in self._in_stash(keys, absent):
+                masks[index] = self._stash[key]
+        return masks
 
     def find_prefix(self, keys: Keys) -> Masks:
-        """As `find`, but nothing behind the first unknown key is told: it may be given as empty."""
-        found, absent = self._find(keys)
-        if self._stash:
-            for index in absent.tolist():
-                mask = self._stash.get(int(keys[index]))
-                if mask is None:
-                    break
-                found[index] = mask
-        return found
+        """As `find`, but the answer may end before the first unknown key. There is at least one key."""
+        slots, words = self._now.locate(keys)
+        masks = self._now.masks.take(slots)
+        first = words.argmin()
+        if words.item(first):
+            return masks
+        if self._old is not None:
+            return self.find(keys)
+        if keys.item(first) not in self._stash:
+            return masks[:first]
+        for index in (words == ZERO).nonzero()[0].tolist():
+            mask = self._stash.get(keys.item(index))
+            if mask is None:
+                return masks[:index]
+            masks[index] = mask
+        return masks
 
     def add(self, keys: Keys, bits: np.uint64 | Masks) -> tuple[Keys, Masks]:
         """Set bits, inserting keys that are new.
@@ -88,7 +92,7 @@ class HolderTable:
         if keys.size <= CHUNK:
             return keys, self._add(keys, bits)
         parts = [slice(start, start + CHUNK) for start in range(0, keys.size, CHUNK)]
-        return keys, np.concatenate([self._add(keys[part], _some(bits, part)) for part in parts])
+        return keys, np.concatenate([self._add(keys[part], some(bits, part)) for part in parts])
 
     def discard(self, keys: Keys, bits: np.uint64 | Masks) -> tuple[Keys, Masks]:
         """Clear bits; unknown keys are no error. Arguments as for `add`.
@@ -98,43 +102,45 @@ class HolderTable:
         """
         if isinstance(bits, np.uint64):
             keys = distinct(keys)
-        slots, words = self._locate(keys)
+        self._fetch(keys)
+        slots, words = self._now.locate(keys)
         here = words.nonzero()[0]
         slots = slots.take(here)
         before = np.zeros(keys.size, np.uint64)
-        before[here] = self._masks.take(slots)
+        before[here] = self._now.masks.take(slots)
         kept = (before & ~bits).take(here)
-        self._masks[slots] = kept
-        self._free(slots.compress(kept == 0))
-        for index, key in self._in_stash(keys, (before == 0).nonzero()[0]):
+        self._now.masks[slots] = kept
+        self._now.free(slots.compress(kept == ZERO))
+        for index, key in self._in_stash(keys, (before == ZERO).nonzero()[0]):
             before[index] = mask = self._stash[key]
-            self._restash(key, mask & ~int(_some(bits, index)))
+            self._restash(key, mask & ~int(some(bits, index)))
         return keys, before & bits
 
     def clear(self, bits: np.uint64, start: int = 0, stop: int | None = None) -> None:
-        """Clear bits of all keys in a range of buckets; with the first bucket, also of those in the dict.
+        """Clear bits of all keys in a range of buckets; with the first bucket, also of those that are in none of them.
 
         O(buckets), some 10 ns each.
         """
-        at = slice(start * SLOTS, None if stop is None else stop * SLOTS)
-        masks = self._masks[at]
-        held = (masks & bits).nonzero()[0]
-        masks[held] &= ~bits
-        self._free(held.compress(masks.take(held) == 0) + start * SLOTS)
+        self._now.clear(bits, start, self.num_buckets if stop is None else stop)
         if start == 0:
+            if self._old is not None:
+                self._old.clear(bits, 0, len(self._old))
             for key, mask in list(self._stash.items()):
                 self._restash(key, mask & ~int(bits))
 
     def with_bit(self, bit: np.uint64) -> Keys:
         """The keys that have a bit, in no particular order."""
         stashed = [key for key, mask in self._stash.items() if mask & int(bit)]
-        return np.concatenate([self._keys.compress(self._masks & bit != 0), np.array(stashed, np.uint64)])
+        arrays = [self._now] if self._old is None else [self._now, self._old]
+        slotted = [array.keys.compress(array.masks & bit != 0) for array in arrays]
+        return np.concatenate([*slotted, np.array(stashed, np.uint64)])
 
     def items(self) -> tuple[Keys, Masks]:
         """All keys, sorted, with their masks."""
-        used = self._keys.nonzero()[0]
-        keys = np.concatenate([self._keys.take(used), np.fromiter(self._stash, np.uint64)])
-        masks = np.concatenate([self._masks.take(used), np.fromiter(self._stash.values(), np.uint64)])
+        parts = [self._now.items(), self._stashed()]
+        if self._old is not None:
+            parts.append(self._old.items())
+        keys, masks = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         order = keys.argsort()
         return keys.take(order), masks.take(order)
 
@@ -143,95 +149,101 @@ class HolderTable:
         keys, masks = self.items()
         assert len(keys) == len(self) == len(set(keys.tolist()))
         assert bool((masks != 0).all())
-        assert bool(((self._keys == 0) <= (self._masks == 0)).all()), "a free slot has holders"
         assert bool((self.find(keys) == masks).all())
+        self._now.check()
+        if self._old is not None:
+            self._old.check()
+            assert not self._old.keys[: self._num_moved * SLOTS].any(), "a key came back to a bucket that was moved"
+
+    # --- growth ---------------------------------------------------------------------------------------------------
+
+    def move_on(self, max_buckets: int) -> bool:
+        """Go on with growing, so many buckets. False: that is done."""
+        if self._old is None:
+            return False
+        end = min(self._num_moved + max_buckets, len(self._old))
+        self._insert(*self._old.take_out(self._num_moved, end))
+        self._num_moved = end
+        if end == len(self._old):
+            self._old = None
+        return self._old is not None
+
+    def _make_room(self, count: int) -> None:
+        num_buckets = self.num_buckets
+        while len(self) + count > MAX_LOAD * SLOTS * num_buckets:
+            num_buckets *= 2
+        if num_buckets == self.num_buckets:
+            return
+        if self._old is not None:  # a load so large that it could not keep up
+            self.move_on(len(self._old))
+        self._old, self._num_moved = self._now, 0
+        self._now = BucketArray(num_buckets)
+        self._to_retry, self._stash_limit = list(self._stash), 0
+        self.move_on(MOVED_AT_ONCE)
+
+    def _fetch(self, keys: Keys) -> None:
+        """Move those of these sorted, distinct keys that are still in the old array."""
+        if self._old is not None:
+            slots, words = self._old.locate(keys)
+            here = words.nonzero()[0]
+            slots = slots.take(here)
+            masks = self._old.masks.take(slots)
+            self._old.masks[slots] = 0
+            self._old.free(slots)
+            self._insert(keys.take(here), masks)
+
+    def _find_old(self, keys: Keys) -> Masks | np.uint64:
+        """The holders of keys that have not moved; an empty mask for others."""
+        if self._old is None:
+            return np.uint64(0)
+        slots, words = self._old.locate(keys)
+        masks = self._old.masks.take(slots)
+        masks[words == ZERO] = 0
+        return masks
 
     # --- insides --------------------------------------------------------------------------------------------------
 
-    def _allocate(self, num_buckets: int) -> None:
-        self._keys: Keys = np.zeros(num_buckets * SLOTS, np.uint64)
-        self._masks: Masks = np.zeros(num_buckets * SLOTS, np.uint64)
-        self._rows = self._keys.reshape(num_buckets, SLOTS)  # the same memory
-        self._shift = np.uint64(65 - num_buckets.bit_length())
-        self._num_slotted = 0
-
-    def _locate(self, keys: Keys) -> tuple[Slots, Words]:
-        """The slot of every key that is in its bucket; and a word a key that is 0 if it is not (and its slot wrong)."""
-        buckets: Slots = (keys >> self._shift).view(np.int64)
-        words: Words = (self._rows.take(buckets, 0) == keys[:, None]).view(np.uint64).ravel()  # one byte of eight is 1
-        words *= COLUMNS  # the highest byte is the column now, and 0 is still 0
-        buckets <<= SLOT_BITS
-        buckets += (words >> LAST_BYTE).view(np.int64)
-        return buckets, words
-
-    def _find(self, keys: Keys) -> tuple[Masks, Slots]:
-        """Holders as far as buckets know, and the positions of the keys that are not in their bucket."""
-        slots, words = self._locate(keys)
-        masks = self._masks.take(slots)
-        if np.count_nonzero(words) == keys.size:
-            return masks, NOWHERE
-        absent = (words == 0).nonzero()[0]
-        masks[absent] = 0
-        return masks, absent
-
     def _add(self, keys: Keys, bits: np.uint64 | Masks) -> Masks:
-        slots, words = self._locate(keys)
+        if self._old is not None:
+            self._fetch(keys)
+            self.move_on(max(MOVED_AT_ONCE, int(MOVED_PER_KEY * keys.size)))
+        slots, words = self._now.locate(keys)
         here = words.nonzero()[0]
         slots = slots.take(here)
         before = np.zeros(keys.size, np.uint64)
-        before[here] = known = self._masks.take(slots)
-        self._masks[slots] = known | _some(bits, here)
+        before[here] = known = self._now.masks.take(slots)
+        self._now.masks[slots] = known | some(bits, here)
         if here.size < keys.size:
-            for index, key in self._in_stash(keys, (before == 0).nonzero()[0]):
+            for index, key in self._in_stash(keys, (before == ZERO).nonzero()[0]):
                 before[index] = mask = self._stash[key]
-                self._stash[key] = mask | int(_some(bits, index))
-            absent = (before == 0).nonzero()[0]
+                self._stash[key] = mask | int(some(bits, index))
+            absent = (before == ZERO).nonzero()[0]
             self._make_room(absent.size)
-            self._insert(keys.take(absent), _some(bits, absent))
+            self._insert(keys.take(absent), some(bits, absent))
             if len(self._stash) > self._stash_limit:
-                self._drain_stash()
+                self._retry()
         return bits & ~before
+
+    def _insert(self, keys: Keys, masks: np.uint64 | Masks) -> None:
+        """Sorted, distinct, unknown keys: into their buckets, or aside."""
+        keys, left = self._now.insert(keys, masks)
+        if keys.size:
+            self._stash.update(zip(keys.tolist(), left.tolist(), strict=True))
 
     def _in_stash(self, keys: Keys, absent: Slots) -> list[tuple[int, int]]:
         """Which of the keys at these positions are in the dict: (position, key)."""
         if not self._stash or not absent.size:
             return []
         if absent.size > BULK:
-            stashed = np.fromiter(self._stash, np.uint64, len(self._stash))
-            absent = absent.compress(np.isin(keys.take(absent), stashed))
+            absent = absent.compress(np.isin(keys.take(absent), self._stashed()[0]))
         among = keys.take(absent).tolist()
         if self._stash.keys().isdisjoint(among):
             return []
         return [(index, key) for index, key in zip(absent.tolist(), among, strict=True) if key in self._stash]
 
-    def _insert(self, keys: Keys, masks: np.uint64 | Masks) -> None:
-        """Put sorted, distinct, unknown keys into their buckets, one a bucket and round; what finds no room, aside."""
-        while keys.size:
-            buckets: Slots = (keys >> self._shift).view(np.int64)
-            again = buckets[1:] == buckets[:-1]
-            if again.any():
-                later = np.concatenate([[False], again])
-                rest, rest_masks = keys.compress(later), _some(masks, later)
-                first = ~later
-                keys, masks, buckets = keys.compress(first), _some(masks, first), buckets.compress(first)
-            else:
-                rest, rest_masks = keys[:0], masks
-            slots = (buckets << SLOT_BITS) + (self._rows.take(buckets, 0) == 0).argmax(1)
-            room = self._keys.take(slots) == 0
-            if not room.all():
-                full = ~room
-                self._stash.update(
-                    zip(keys[full].tolist(), np.broadcast_to(masks, keys.shape)[full].tolist(), strict=True)
-                )
-                keys, masks, slots = keys.compress(room), _some(masks, room), slots.compress(room)
-            self._keys[slots] = keys
-            self._masks[slots] = masks
-            self._num_slotted += keys.size
-            keys, masks = rest, rest_masks
-
-    def _free(self, slots: Slots) -> None:
-        self._keys[slots] = 0
-        self._num_slotted -= slots.size
+    def _stashed(self) -> tuple[Keys, Masks]:
+        size = len(self._stash)
+        return np.fromiter(self._stash, np.uint64, size), np.fromiter(self._stash.values(), np.uint64, size)
 
     def _restash(self, key: int, mask: int) -> None:
         if mask:
@@ -239,30 +251,16 @@ class HolderTable:
         else:
             self._stash.pop(key, None)
 
-    def _make_room(self, count: int) -> None:
-        num_buckets = self.num_buckets
-        while len(self) + count > MAX_LOAD * SLOTS * num_buckets:
-            num_buckets *= 2
-        if num_buckets > self.num_buckets:
-            keys, masks = self.items()
-            self._stash.clear()
-            self._allocate(num_buckets)
-            for at in range(0, keys.size, CHUNK):
-                self._insert(keys[at : at + CHUNK], masks[at : at + CHUNK])
-            self._stash_limit = 2 * len(self._stash) + STASH_SLACK
-
-    def _drain_stash(self) -> None:
-        """Buckets lose keys with time: try again to put the dict's keys into them."""
-        order = sorted(self._stash)
-        masks = np.array([self._stash[key] for key in order], np.uint64)
-        self._stash.clear()
-        self._insert(np.array(order, np.uint64), masks)
-        self._stash_limit = 2 * len(self._stash) + STASH_SLACK
-
-
-def _some(bits: np.uint64 | Masks, which: Any) -> Any:
-    """`bits[which]`, where one mask may stand for all."""
-    return bits if isinstance(bits, np.uint64) else bits[which]
+    def _retry(self) -> None:
+        """Buckets lose keys with time, or are new: try again to put the dict's keys into them, some at a time."""
+        if not self._to_retry:
+            self._to_retry = list(self._stash)
+        found = {key: self._stash.pop(key) for key in self._to_retry[-RETRIED_AT_ONCE:] if key in self._stash}
+        del self._to_retry[-RETRIED_AT_ONCE:]
+        keys = np.fromiter(found, np.uint64, len(found))
+        order = keys.argsort()
+        self._insert(keys.take(order), np.fromiter(found.values(), np.uint64, len(found)).take(order))
+        self._stash_limit = 0 if self._to_retry else 2 * len(self._stash) + STASH_SLACK
 
 
 def distinct(keys: Keys) -> Keys:

@@ -80,6 +80,8 @@ class PrefixIndex:
     def __init__(self) -> None:
         self._workers: dict[str, _Worker] = {}
         self._banks: list[IndexBank] = []
+        self.wrong_total = 0  # blocks that were believed and that a snapshot took away again
+        self.missed_total = 0  # and those it brought to a worker that was followed already
 
     def __len__(self) -> int:
         """Number of distinct blocks known (counted once for every 64 workers)."""
@@ -197,6 +199,8 @@ class PrefixIndex:
             both = worker.bank.replace(worker.bit, keys)
         if worker.epoch:  # the first time there was nothing to be right or wrong about
             worker.accuracy = Accuracy(believed.num_blocks, worker.stored.num_blocks, both)
+            self.wrong_total += believed.num_blocks - both
+            self.missed_total += worker.stored.num_blocks - both
         worker.epoch, worker.sequence = snapshot.epoch, snapshot.sequence
         return Applied.APPLIED
 
@@ -230,8 +234,7 @@ class PrefixIndex:
         if not keys.size:
             return matched
         for bank in self._banks:
-            bank.expire(now)
-            here = bank.count_leading(keys)
+            here = bank.count_leading(keys, now)
             matched = matched | here if matched else here
         return matched
 

@@ -5,6 +5,7 @@ Keeps no state: a worker that is gone is gone from the next scrape.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -44,6 +45,12 @@ _COUNTERS: tuple[tuple[str, str, str], ...] = (
     ("vllm:num_preemptions", "preemptions_total", "Sequences preempted for want of blocks."),
     ("diptych_evictions", "evictions_total", "Cached blocks evicted."),
     ("diptych_steps", "steps_total", "Engine steps."),
+    (
+        "diptych_publisher_epochs",
+        "index_epochs_total",
+        "Logs of cache events the worker has begun; 1 is none too many.",
+    ),
+    ("diptych_publisher_overflows", "index_overflows_total", "Of them, because too many events waited for Redis."),
 )
 _BLOCK_STATES = ("free", "cached", "used", "reserved", "in_flight", "quarantined")
 _PROMPT_SOURCES = {"computed": "computed", "local_cache": "cached", "transferred": "transferred"}
@@ -52,8 +59,13 @@ _PROMPT_SOURCES = {"computed": "computed", "local_cache": "cached", "transferred
 class WorkerCollector(Collector):
     """Asks for the workers once per scrape."""
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers, clock: Callable[[], float] = time.time) -> None:
+        """
+        Args:
+            clock: unix seconds, as workers say when they started.
+        """
         self._workers = workers
+        self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
         workers = list(self._workers())
@@ -67,15 +79,34 @@ class WorkerCollector(Collector):
             for record, stats in workers:
                 counter.add_metric(_labels(record), getattr(stats, attribute))
             yield counter
+        yield _publisher_degraded(workers)
         yield _requests_by_kind(workers)
         yield _cache_usage(workers)
         yield _cache_config(workers)
         yield _blocks(workers)
+        yield _retention(workers, self._clock())
         yield _prompt_tokens(workers)
 
 
 def _labels(record: WorkerRecord) -> tuple[str, str, str]:
     return (record.worker_id, record.role.value, record.model)
+
+
+def unpublished(workers: Iterable[tuple[WorkerRecord, WorkerStats]]) -> str:
+    """Which workers cannot tell the index what they hold, and why; "": all can."""
+    return "; ".join(
+        f"{record.worker_id} publishes nothing: {stats.index_degraded}"
+        for record, stats in workers
+        if stats.index_degraded
+    )
+
+
+def _publisher_degraded(workers: list[tuple[WorkerRecord, WorkerStats]]) -> Metric:
+    text = "1 while Redis does not take the worker's cache events; /health says why."
+    family = GaugeMetricFamily("diptych_publisher_degraded", text, labels=_LABELS)
+    for record, stats in workers:
+        family.add_metric(_labels(record), bool(stats.index_degraded))
+    return family
 
 
 def _requests_by_kind(workers: list[tuple[WorkerRecord, WorkerStats]]) -> Metric:
@@ -110,6 +141,17 @@ def _blocks(workers: list[tuple[WorkerRecord, WorkerStats]]) -> Metric:
     for record, stats in workers:
         for state in _BLOCK_STATES:
             family.add_metric((*_labels(record), state), getattr(stats, f"blocks_{state}"))
+    return family
+
+
+def _retention(workers: list[tuple[WorkerRecord, WorkerStats]], now: float) -> Metric:
+    """By Little's law: what is there, divided by how much of it goes in a second; +Inf where nothing has gone."""
+    text = "Mean life of a cached block, over the worker's life; with a window, see the documentation."
+    family = GaugeMetricFamily("diptych_block_retention_seconds", text, labels=_LABELS)
+    for record, stats in workers:
+        age_s = max(0.0, now - record.started_at)
+        evicted = stats.evictions_total
+        family.add_metric(_labels(record), stats.blocks_cached * age_s / evicted if evicted else float("inf"))
     return family
 
 

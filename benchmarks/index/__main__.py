@@ -18,20 +18,30 @@ from pathlib import Path
 from benchmarks.index.in_process import applying, hashing, matching, memory
 from benchmarks.index.through_redis import through_redis
 from benchmarks.index.timing import reference_loop_us
+from benchmarks.placement import select_reserve_64_us
 from benchmarks.record import record
 
 RESULTS = Path(__file__).parents[1] / "results"
+
+
+def placing() -> Iterator[tuple[str, float]]:
+    """Choice and booking among 64 workers, in process (see `benchmarks.placement`)."""
+    yield "select_reserve_64_us", select_reserve_64_us()
+
+
 PARTS: dict[str, Callable[[], Iterator[tuple[str, float]]]] = {
     "match": matching,
     "apply": applying,
     "hash": hashing,
     "memory": memory,
+    "place": placing,
     "redis": through_redis,
 }
 AT_MOST = {
     "match_160x8_us": 15.0,
     "match_160x64_us": 15.0,
     "match_2000x64_us": 60.0,
+    "apply_worst_ms": 5.0,
     "select_reserve_64_us": 150.0,
     "visible_p99_ms": 20.0,
     "bytes_per_placement": 64.0,

@@ -38,6 +38,7 @@ class Source:
             index.add_worker(f"w{worker}")
             keys = self.keys(PLACEMENTS // num_workers) + b"".join(held)
             index.load(f"w{worker}", Snapshot(1, 0, keys))
+        settle(index)
         return index
 
     def log(self, num_batches: int, events: int, blocks: int) -> list[bytes]:
@@ -51,3 +52,9 @@ class Source:
             batch = EventBatch(1, sequence, [IndexEvent(keys) for keys in stored], digest)
             encoded.append(msgspec.msgpack.encode(batch))
         return encoded
+
+
+def settle(index: PrefixIndex) -> None:
+    """What a reader does between two reads, until there is nothing left to do."""
+    while index.sweep():
+        pass

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
+from documented_metrics import documented, exported
 from process_cluster import ProcessCluster
+from processes import stop
+from redis_contents import contents, leaks
 from reference import random_prompt
+from scrape import scrape
 from waiting import until
 
+from diptych.membership import connect
 from diptych.messages import Role, RouterRecord
+from router.keys import key_entry, new_key
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -25,9 +33,11 @@ async def admin(cluster: ProcessCluster) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def complete(cluster: ProcessCluster, prompt: list[int], **headers: str) -> httpx.Response:
+async def complete(
+    cluster: ProcessCluster, prompt: list[int], http: httpx.AsyncClient | None = None, **headers: str
+) -> httpx.Response:
     body = {"model": "tiny", "prompt": prompt, "max_tokens": 4, "temperature": 0, "ignore_eos": True}
-    answer = await cluster.http.post("/v1/completions", json=body, headers=headers)
+    answer = await (http or cluster.http).post("/v1/completions", json=body, headers=headers)
     assert answer.status_code == 200, answer.text
     return answer
 
@@ -126,3 +136,80 @@ async def test_predictions_are_counted_against_the_truth(cluster: ProcessCluster
     assert rose("diptych_predicted_ttft_error_seconds_count") == 2
     assert after.value("diptych_load_balance", role="prefill") == 1.0
     assert after.value("diptych_crossover_tokens") >= 1
+
+
+async def test_a_router_that_starts_later_has_the_whole_index_when_its_doors_open(
+    cluster: ProcessCluster, admin: httpx.AsyncClient
+) -> None:
+    prompt = random_prompt(100, seed=6)
+    await complete(cluster, prompt)
+
+    async def both_hold_it() -> bool:
+        index = (await admin.get("/index")).json()
+        return index["degraded"] == "" and all(each["blocks"] >= 6 for each in index["workers"].values())
+
+    await until(both_hold_it, "the first router has the prompt on both workers")
+    known = (await admin.get("/index")).json()["workers"]
+    late = await cluster.start_router()
+    async with httpx.AsyncClient(base_url=f"http://{late.record.admin_address}", trust_env=False) as late_admin:
+        index = (await late_admin.get("/index")).json()
+    assert index["degraded"] == ""
+    assert index["workers"].keys() == known.keys()
+    assert all(index["workers"][name]["blocks"] >= each["blocks"] for name, each in known.items())
+    await cluster.wait_healthy(cluster.client(late))
+    first = await complete(cluster, prompt, cluster.client(late), **{"x-diptych-placement": "1"})
+    told = json.loads(first.headers["x-diptych-placement"])
+    assert (told["predicted_cached_tokens"], told["cached_tokens"]) == (96, 96)
+
+
+async def test_a_router_without_redis_opens_its_doors_and_says_so(cluster: ProcessCluster) -> None:
+    began = time.monotonic()
+    alone = await cluster.start_router(redis_url="redis://127.0.0.1:1/0")
+    http = cluster.client(alone)
+    assert time.monotonic() - began < 15.0
+    health = await cluster.health(http)
+    assert any("Redis" in reason for reason in health["details"]["degraded"])
+    assert (await scrape(http)).value("diptych_degraded", part="membership") == 1
+    cluster.routers.remove(alone)
+    assert await stop(alone) == 0
+
+
+async def test_tenants_share_no_block_and_redis_learns_no_prompt(cluster: ProcessCluster, tmp_path: Path) -> None:
+    keys = {tenant: new_key() for tenant in ("acme", "bolt")}
+    file = tmp_path / "keys.toml"
+    file.write_text("".join(key_entry(tenant, key) for tenant, key in keys.items()))
+    guarded = await cluster.start_router(api_keys_file=str(file))
+    http = cluster.client(guarded)
+    await cluster.wait_healthy(http)
+    prompt, text = random_prompt(100, seed=7), "Mind the violet giraffe of Zanzibar, please."
+
+    async def cached(tenant: str, prompt: list[int] | str, **more: Any) -> int:
+        body = {"model": "tiny", "prompt": prompt, "max_tokens": 4, "temperature": 0, "ignore_eos": True, **more}
+        answer = await http.post("/v1/completions", json=body, headers={"authorization": f"Bearer {keys[tenant]}"})
+        assert answer.status_code == 200, answer.text
+        return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    assert await cached("acme", prompt) == 0
+    assert await cached("acme", prompt) == 96
+    assert await cached("bolt", prompt) == 0, "another tenant's blocks"
+    assert await cached("bolt", prompt, cache_salt="acme") == 0, "a salt does not lead into another tenant's scope"
+    assert await cached("acme", prompt, cache_salt="x") == 0, "and only narrows one's own"
+    assert await cached("acme", prompt) == 96
+    await cached("acme", text)
+    await complete(cluster, prompt)
+    await cluster.wait_quiet()
+
+    redis = connect(cluster.redis_url)
+    held = await contents(redis)
+    assert any(b":index:" in each for each in held), "the index was written"
+    assert leaks(held, prompt, [text, "violet giraffe", *keys.values()]) == []
+    assert leaks([*held, str(prompt).encode()], prompt), "it would have been found"
+    await redis.aclose()
+    cluster.routers.remove(guarded)
+    assert await stop(guarded) == 0
+
+
+async def test_every_metric_is_documented_and_every_documented_metric_is_there(cluster: ProcessCluster) -> None:
+    found = exported((await cluster.http.get("/metrics")).text)
+    assert sorted(found - documented()) == [], "not in docs/metrics.md"
+    assert sorted(documented() - found) == [], "in docs/metrics.md and not exported"

@@ -141,6 +141,26 @@ async def test_read_only_as_after_a_failover(setting: Setting) -> None:
     await setting.healed()
 
 
+async def test_failed_over_to_a_replica_that_lags(setting: Setting) -> None:
+    """The same address leads to another server, which has everything as it was a while ago."""
+    copies = {key: await setting.admin.dump(key) async for key in setting.admin.scan_iter("*")}
+    for worker in setting.workers:
+        worker.store(HASHES[4])
+        await worker.publisher.flush()
+    await until(lambda: all(router.agrees for router in setting.routers))
+    async with setting.admin.pipeline(transaction=True) as pipe:
+        pipe.flushall()
+        for key, copy in copies.items():
+            pipe.restore(key, 0, copy)
+        await pipe.execute()
+    setting.serves_its_last_view()
+    await setting.healed()
+    await until(lambda: all(worker.log.epoch > 1 for worker in setting.workers))  # a log that lost its end ends
+    late = Replica(setting.admin, "c", *setting.workers)
+    async with running(late):
+        await until(lambda: late.agrees, HEALED_S)
+
+
 async def test_connections_that_are_cut(setting: Setting) -> None:
     for _ in range(5):
         await setting.admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")

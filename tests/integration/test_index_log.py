@@ -54,7 +54,7 @@ async def test_a_late_reader_and_a_rejoining_worker_read_snapshot_and_tail(redis
             assert await late.reader.caught_up(5.0)
             await until(lambda: late.matches(*hashes) == {"w1": 40})
             assert late.reader.resyncs_total == 1
-            assert late.reader.batches_total <= 3  # the tail only
+            assert late.reader.batches.total() <= 3  # the tail only
             late.reader.set_workers([])
             assert late.matches(*hashes) == {}
             late.reader.set_workers(["w1"])

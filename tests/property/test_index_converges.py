@@ -76,8 +76,8 @@ class RouterSide:
     def step(self) -> None:
         try:
             now_or_never(self.reader.turn(block_ms=0))
-        except RedisError:
-            self.reader._stale.update(self.reader._workers)  # as `run` does
+        except RedisError as error:
+            self.reader.failed(error)  # as `run` does
 
     def holds(self, worker_id: str) -> set[int]:
         return set(self.reader.index.stored(worker_id).tolist())

@@ -80,8 +80,11 @@ class FakeRedis:
         self.values[key] = value
         return True
 
-    def _getdel(self, key: str) -> Any:
-        return ReadOnlyError("read only") if self.read_only else self.values.pop(key, None)
+    def _get(self, key: str) -> Any:
+        return self.values.get(key)
+
+    def _delete(self, key: str) -> Any:
+        return ReadOnlyError("read only") if self.read_only else int(self.values.pop(key, None) is not None)
 
     def _pexpire(self, key: str, ttl_ms: int) -> Any:
         return ReadOnlyError("read only") if self.read_only else int(key in self.values or key in self.streams)

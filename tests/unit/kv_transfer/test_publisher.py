@@ -109,3 +109,18 @@ async def test_a_batch_is_not_appended_to_a_stream_that_is_gone(redis: FakeRedis
     await publisher.send()
     assert ids(redis) == [(2, 1)]
     assert publisher.num_hashes == 2
+
+
+async def test_a_new_log_is_wanted_until_it_is_there(redis: FakeRedis, publisher: IndexPublisher) -> None:
+    """Else a router that looks again meanwhile would ask once more."""
+    await publisher.send()
+    redis.values[wanted_key("c", "w")] = b"1"
+    publisher._beat_at = 0.0
+    await publisher.send()  # sees it
+    assert wanted_key("c", "w") in redis.values
+    await publisher.send()  # does it
+    assert wanted_key("c", "w") not in redis.values
+    assert publisher.epoch == 2
+    publisher._beat_at = 0.0
+    await publisher.send()
+    assert publisher.epoch == 2

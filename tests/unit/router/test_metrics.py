@@ -10,7 +10,7 @@ from diptych.errors import ALL_ERRORS
 from diptych.messages import LegStats, Role, WorkerRecord, WorkerState, WorkerStats
 from router.metrics import OK, OUTCOMES, RequestMetrics, RequestRecord
 from router.requests import Report
-from router.worker_metrics import WorkerCollector
+from router.worker_metrics import WorkerCollector, unpublished
 
 REPORT = Report(
     prefill_id="p",
@@ -148,10 +148,15 @@ def test_workers_are_scraped_as_they_are_now() -> None:
         "running_by_kind": {"local": 1, "prefill": 0, "receive": 2},
         "step_tokens": 48,
         "accepted_tokens_total": 7,
+        "evictions_total": 56,
     }
-    workers = [(_worker("d", Role.DECODE), WorkerStats(**stats)), (_worker("p", Role.PREFILL), WorkerStats())]
+    workers = [
+        (_worker("d", Role.DECODE), WorkerStats(**stats)),
+        (_worker("p", Role.PREFILL), WorkerStats(index_degraded="Redis: full")),
+    ]
+    assert unpublished(workers) == "p publishes nothing: Redis: full"
     registry = CollectorRegistry()
-    registry.register(WorkerCollector(lambda: workers))
+    registry.register(WorkerCollector(lambda: workers, clock=lambda: 600.0))
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(name, {"worker": "d", "role": "decode", "model_name": "tiny", **labels})
@@ -163,7 +168,9 @@ def test_workers_are_scraped_as_they_are_now() -> None:
     assert value("diptych_prompt_tokens_total", source="transferred") == 100
     assert value("diptych_transfer_seconds_total") == 1.5
     assert value("diptych_requests_by_kind", state="running", kind="receive") == 2
+    assert value("diptych_publisher_degraded") == 0
     assert value("diptych_step_tokens") == 48
+    assert value("diptych_block_retention_seconds") == 28 * 600 / 56
     assert value("vllm:spec_decode_num_accepted_tokens_total") == 7
     assert (
         registry.get_sample_value("vllm:kv_cache_usage_perc", {"worker": "p", "role": "prefill", "model_name": "tiny"})
