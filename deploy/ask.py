@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,8 +47,18 @@ def chat_body(model: str, prompt: str, max_tokens: int) -> dict[str, Any]:
     }
 
 
-def ask(base_url: str, body: dict[str, Any], write: Callable[[str], None]) -> Answer:
+def ask(
+    base_url: str,
+    body: dict[str, Any],
+    write: Callable[[str], None],
+    key: str = "",
+    verify: ssl.SSLContext | bool = True,
+) -> Answer:
     """Stream one answer; `write` gets its text as it arrives.
+
+    Args:
+        key: of a client; "": none is shown.
+        verify: which certificates are trusted.
 
     Raises:
         AskError: the door refused, the stream broke off, or it carried an error.
@@ -57,7 +68,13 @@ def ask(base_url: str, body: dict[str, Any], write: Callable[[str], None]) -> An
     began_s = time.monotonic()
     try:
         with httpx.stream(
-            "POST", f"{base_url}/v1/chat/completions", json=body, timeout=ASK_TIMEOUT_S, trust_env=False
+            "POST",
+            f"{base_url}/v1/chat/completions",
+            json=body,
+            headers={"Authorization": f"Bearer {key}"} if key else None,
+            timeout=ASK_TIMEOUT_S,
+            trust_env=False,
+            verify=verify,
         ) as response:
             if response.status_code != 200:
                 raise AskError(f"HTTP {response.status_code}: {response.read().decode(errors='replace')}")

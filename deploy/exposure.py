@@ -1,8 +1,12 @@
-"""Which addresses may be listened at: loopback always, another one only when the user says so plainly.
+"""Which addresses may be listened at: loopback always, another one with a lock on it, or when the user says so plainly.
 
-The doors speak plain HTTP and gRPC today, without keys for clients. Until they have TLS and keys of their own, an
-address that others can reach is refused by default; behind a proxy that does TLS and authentication, or in a network
-that is trusted as a whole, the user allows it.
+    the routers' doors          TLS and keys for clients
+    the admin door              TLS; its key it always has
+    workers                     TLS between the cluster's processes, and a network that is trusted with KV blocks:
+                                UCX, which carries them, has neither TLS nor keys
+    the routers' admin door     nothing: it has no lock
+
+Behind a proxy that does TLS and authentication, or in a network that is trusted as a whole, the user allows it all.
 """
 
 from __future__ import annotations
@@ -22,17 +26,21 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def check_exposure(what: str, host: str, *, allowed: bool) -> None:
+def check_exposure(what: str, host: str, *, allowed: bool, lock: str = "") -> None:
     """
     Args:
         what: listens there, in the user's words.
+        allowed: plainly, or because everything in `lock` is there.
+        lock: what would make it safe, in the file's words.
 
     Raises:
         ExposureError: others can reach it and nobody has allowed that.
     """
     if not allowed and not is_loopback(host):
-        raise ExposureError(
-            f"{what} is {host}, which other machines can reach, and there is neither TLS nor a key for clients: keep "
-            "it on 127.0.0.1 with a proxy in front that has both, or, in a network you trust as a whole, say "
-            "--insecure-network (allow_insecure_network = true in the file)"
+        ways = ["keep it on 127.0.0.1, with a proxy in front that does TLS and authentication where others need it"]
+        if lock:
+            ways.append(f"give it {lock}")
+        ways.append(
+            "in a network you trust as a whole, say --insecure-network (allow_insecure_network = true in the file)"
         )
+        raise ExposureError(f"{what} is {host}, which other machines can reach unchecked: {'; or, '.join(ways)}")

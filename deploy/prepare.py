@@ -6,6 +6,7 @@ import os
 import socket
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -13,10 +14,13 @@ from deploy.cluster_config import NODE_HOST, ClusterConfig
 from deploy.embedded_valkey import EmbeddedValkey
 from deploy.exposure import check_exposure
 from deploy.model_store import resolve_model
+from deploy.process_config import is_simulated
 from deploy.progress import Progress
 from deploy.ray_runtime import existing_ray, node_addresses, private_ray
 from deploy.run_folder import log_folder
+from deploy.simulated import describe_simulation, with_timing_inlined
 from diptych.model_folder import ModelFolder
+from kv_transfer.identity import served_name
 
 
 def prepare(
@@ -32,12 +36,16 @@ def prepare(
     Raises:
         ModelError, ValkeyError, RayUnavailable, ValueError, OSError: something cannot be used; the message says why.
     """
+    config = _with_absolute_files(config)
     for index in range(config.router.count):
         for port in filter(None, (config.router.http_port, config.router.grpc_port)):
             check_port_free(config.router.host, port + index)
     model = resolve_model(config.model, os.environ, lambda text: progress.step("model", text))
-    _check_model(model)
+    _check_model(model, weights=not is_simulated(config))
     progress.step("model", str(model))
+    if is_simulated(config):
+        config = with_timing_inlined(config)
+        progress.step("engine", describe_simulation(config))
     redis_url = config.redis_url
     if not redis_url:
         valkey = stack.enter_context(EmbeddedValkey(folder))
@@ -56,7 +64,7 @@ def prepare(
     return msgspec.structs.replace(
         config,
         model=str(model),
-        served_model=config.served_model or model.name,
+        served_model=served_name(model.name, config.served_model, config.options.get("engine", "")),
         redis_url=redis_url,
         log_folder=str(logs),
         worker_host=NODE_HOST if ray_address else config.worker_host,
@@ -72,6 +80,19 @@ def _on_one_node(config: ClusterConfig) -> ClusterConfig:
     return msgspec.structs.replace(config, **pools)
 
 
+def _with_absolute_files(config: ClusterConfig) -> ClusterConfig:
+    """Names of files are relative to where this command runs; processes run elsewhere."""
+
+    def absolute(options: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: str(Path(value).absolute()) if name.endswith("_file") and isinstance(value, str) and value else value
+            for name, value in options.items()
+        }
+
+    router = msgspec.structs.replace(config.router, options=absolute(config.router.options))
+    return msgspec.structs.replace(config, router=router, options=absolute(config.options))
+
+
 def _join_ray(config: ClusterConfig, address: str, stack: ExitStack) -> None:
     """
     Raises:
@@ -82,9 +103,14 @@ def _join_ray(config: ClusterConfig, address: str, stack: ExitStack) -> None:
     addresses = node_addresses()
     if len(addresses) > 1 and not config.redis_url:
         raise ValueError("a Ray cluster of several nodes needs a Redis that all of them reach: give --redis-url")
+    locked = bool(config.trusted_kv_network and config.options.get("cluster_cert_file"))
+    lock = "cluster_cert_file, cluster_key_file and cluster_ca_file under [options], and trusted_kv_network = true"
     for address in addresses:
         check_exposure(
-            "the address of a Ray node, where workers listen,", address, allowed=config.allow_insecure_network
+            "the address of a Ray node, where workers listen,",
+            address,
+            allowed=config.allow_insecure_network or locked,
+            lock=lock,
         )
 
 
@@ -102,14 +128,15 @@ def check_port_free(host: str, port: int) -> None:
             raise OSError(f"cannot listen on {host}:{port} ({error.strerror}); choose another port") from error
 
 
-def _check_model(path: Path) -> None:
+def _check_model(path: Path, *, weights: bool) -> None:
     """What every process would find out later, and each in its own log.
 
     Raises:
         ValueError: a file is missing, malformed or of a kind that can run code.
     """
     folder = ModelFolder(path)
-    folder.weight_files()
+    if weights:
+        folder.weight_files()
     folder.tokenizer_path.stat()
 
 

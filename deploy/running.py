@@ -20,6 +20,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     admin_url: str
     admin_key: str
+    admin_cert: str = ""  # file of the door's certificate; "": it speaks plain HTTP
     pid: int
     created_at_s: float  # with the pid: this process and no later one
 

@@ -22,8 +22,11 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def served(app: Starlette, host: str, port: int) -> Iterator[str]:
+def served(app: Starlette, host: str, port: int, tls: tuple[str, str] | None = None) -> Iterator[str]:
     """Serve it; yields its base URL.
+
+    Args:
+        tls: files of a certificate and its key, PEM; None: plain HTTP.
 
     Raises:
         OSError: the port is taken, or may not be used.
@@ -32,13 +35,20 @@ def served(app: Starlette, host: str, port: int) -> Iterator[str]:
     listener = socket.create_server((host, port), family=family, backlog=128)
     address, bound = listener.getsockname()[:2]
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=SHUTDOWN_GRACE_S
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
+        ssl_certfile=tls[0] if tls else None,
+        ssl_keyfile=tls[1] if tls else None,
     )
+    scheme = "https" if tls else "http"
     server = _Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="admin door", daemon=True)
     thread.start()
     try:
-        yield f"http://[{address}]:{bound}" if ":" in address else f"http://{address}:{bound}"
+        yield f"{scheme}://[{address}]:{bound}" if ":" in address else f"{scheme}://{address}:{bound}"
     finally:
         server.should_exit = True
         thread.join()

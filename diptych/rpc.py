@@ -18,6 +18,7 @@ import msgspec
 
 from diptych import messages as m
 from diptych.errors import DeadlineExceeded, DiptychError, InternalError, LegFailed, WireError, from_wire
+from diptych.tls import CLUSTER_NAME, ClusterTls
 
 SERVICE = "diptych.internal.Worker"
 MAX_MESSAGE_BYTES = 64 << 20  # a prompt of 1M tokens is ~5 MB of msgpack; anything near this is a bug
@@ -68,12 +69,37 @@ def make_server(options: tuple[tuple[str, Any], ...] = ()) -> grpc.aio.Server:
     return grpc.aio.server(options=(*_CHANNEL_OPTIONS, ("grpc.so_reuseport", 0), *options))
 
 
+def listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    """Let `server` listen at host:port; returns the port.
+
+    Args:
+        credentials: None: in the clear.
+
+    Raises:
+        RuntimeError: it is taken, or the certificate cannot be used.
+    """
+    port: int
+    if credentials is None:
+        port = server.add_insecure_port(address)
+    else:
+        port = server.add_secure_port(address, credentials)
+    return port
+
+
 class WorkerStub:
     """Calls one worker. Every failure is a `DiptychError`; a broken connection is `LegFailed`."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: ClusterTls | None = None) -> None:
+        """
+        Args:
+            tls: this process' own; None: the cluster uses none.
+        """
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        else:
+            options = (*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", CLUSTER_NAME))
+            self._channel = grpc.aio.secure_channel(address, tls.channel(), options=options)
         self._calls = {method.name: _multicallable(self._channel, method) for method in METHODS}
 
     async def call(self, method: Method[Request, Reply], request: Request, timeout_s: float) -> Reply:

@@ -15,6 +15,7 @@ from diptych.config import RouterConfig
 from diptych.errors import ModelNotFound
 from diptych.telemetry import Logger
 from diptych.tokenizer import Tokenizer
+from router.keys import Keys
 from router.metrics import RequestMetrics
 from router.requests import Core
 
@@ -30,6 +31,7 @@ class ModelCard:
     fingerprint: str
     created: int  # unix seconds
     eos_token_ids: tuple[int, ...] = ()
+    simulated: bool = False  # no model computes: its text means nothing, and its speed is a timing model's
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Frontend:
     config: RouterConfig
     metrics: RequestMetrics
     logger: Logger
+    keys: Keys
     clock: Callable[[], float] = time.monotonic  # seconds
 
     def check_model(self, name: str | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -26,6 +27,7 @@ from router.frontend import Frontend, HealthView
 from router.http_answer import GenerationAnswer
 from router.http_errors import ErrorLayer, plain_http_error
 from router.json_body import Body, decode_body
+from router.key_layer import KeyLayer
 from router.openai_parse import RenderOptions, encode_chat, parse_chat, parse_completion
 from router.openai_render import Renderer
 from router.openai_render_chat import ChatRenderer
@@ -36,6 +38,8 @@ from router.sampling import check_token_ids
 from router.text_request import Origin, TextRequest
 
 IGNORED_HEADER = "x-diptych-ignored"
+TTFT_LIMIT_HEADER = "x-diptych-ttft-limit-ms"
+MAX_TTFT_LIMIT_MS = 2**31 - 1
 WANTED = "1"  # of PLACEMENT_HEADER in a request
 
 Common = TypeVar("Common", bound=CommonRequest)
@@ -57,7 +61,7 @@ def make_app(frontend: Frontend, health: Callable[[], HealthView], metrics_text:
         Route("/metrics", door.metrics),
         Route("/version", door.version),
     ]
-    layers = [Middleware(ErrorLayer, logger=frontend.logger)]
+    layers = [Middleware(ErrorLayer, logger=frontend.logger), Middleware(KeyLayer, keys=frontend.keys)]
     return Starlette(routes=routes, middleware=layers, exception_handlers={HTTPException: plain_http_error})
 
 
@@ -104,6 +108,8 @@ class HttpDoor:
 
     async def health(self, _request: Request) -> Response:
         view = self._health()
+        if self._frontend.model.simulated:
+            view = replace(view, details={**view.details, "simulated": True})
         return _json(view, status=200 if view.healthy else 503)
 
     async def live(self, _request: Request) -> Response:
@@ -121,9 +127,10 @@ class HttpDoor:
         """Read, parse and start one generation. A refusal up to here never reaches the core."""
         frontend = self._frontend
         traceparent = request.headers.get("traceparent", "")
-        client_id = request.scope["state"]["request_id"]
-        origin = Origin(f"{prefix}-{uuid4().hex}", frontend.clock(), traceparent, client_id)
+        state = request.scope["state"]
+        origin = Origin(f"{prefix}-{uuid4().hex}", frontend.clock(), traceparent, state["request_id"], state["tenant"])
         try:
+            origin = replace(origin, ttft_limit_ms=_ttft_limit_ms(request))
             body, ignored = await self._read(request, kind)
             text_request, options = await parse(body, frontend, origin)
         except DiptychError as error:
@@ -168,6 +175,7 @@ class HttpDoor:
             "created": model.created,
             "owned_by": "diptych",
             "max_model_len": model.max_context,
+            **({"simulated": True} if model.simulated else {}),
         }
 
 
@@ -177,6 +185,17 @@ def _json(value: Any, *, status: int = 200, headers: dict[str, str] | None = Non
 
 def _warning(ignored: tuple[str, ...]) -> dict[str, str]:
     return {IGNORED_HEADER: ",".join(ignored)} if ignored else {}
+
+
+def _ttft_limit_ms(request: Request) -> int | None:
+    """Raises `BadRequest` for what is not a number of milliseconds."""
+    given = request.headers.get(TTFT_LIMIT_HEADER)
+    if given is None:
+        return None
+    if not given.isascii() or not given.isdigit() or len(given) > 10 or int(given) > MAX_TTFT_LIMIT_MS:
+        what = f"{TTFT_LIMIT_HEADER} is a whole number of milliseconds, 0 (no limit) to {MAX_TTFT_LIMIT_MS}"
+        raise BadRequest(what, param=TTFT_LIMIT_HEADER)
+    return int(given)
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

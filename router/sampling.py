@@ -113,11 +113,16 @@ def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
     return strings
 
 
-def cache_scope(salt: str | None) -> bytes:
-    """The tenant scope of the block hashes. A salt can only narrow who shares a prefix."""
+def cache_scope(salt: str | None, tenant: str = "") -> bytes:
+    """The scope mixed into the key of the block hashes: who has another scope shares no block.
+
+    Args:
+        salt: the client's; it can only narrow who shares a prefix.
+        tenant: whose key the client showed. No salt can imitate it: it begins with a byte that is not UTF-8.
+    """
     scope = (salt or "").encode()
     check_range("cache_salt", len(scope), 0, MAX_CACHE_SALT_BYTES, of="length in bytes")
-    return scope
+    return b"\xff" + tenant.encode() + b"\xff" + scope if tenant else scope
 
 
 def check_range(param: str, value: float, low: float, high: float, *, of: str = "") -> None:

@@ -33,6 +33,8 @@ class Origin:
     arrived: float  # monotonic seconds
     traceparent: str = ""
     client_id: str = ""  # what the client calls it
+    tenant: str = ""  # whose key it showed; "": none was asked for
+    ttft_limit_ms: int | None = None  # as the client gave it; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,9 @@ def text_request(
     shared = sampling_params(
         fields, max_tokens=min(budgets), logprobs=logprobs, model=model, max_choices=frontend.config.max_choices
     )
-    scope = cache_scope(cache_salt)
+    scope = cache_scope(cache_salt, origin.tenant)
     check_range("priority", priority or 0, -MAX_PRIORITY, MAX_PRIORITY)
+    ttft_limit_ms = frontend.config.ttft_limit_ms if origin.ttft_limit_ms is None else origin.ttft_limit_ms
     requests = [
         TokenRequest(
             request_id=origin.request_id if len(prompts) == 1 else f"{origin.request_id}-{i}",
@@ -81,6 +84,8 @@ def text_request(
             priority=priority or 0,
             cache_scope=scope,
             deadline_ms=frontend.config.request_deadline_ms,
+            ttft_limit_ms=ttft_limit_ms,
+            tenant=origin.tenant,
             traceparent=origin.traceparent,
             client_id=origin.client_id,
         )

@@ -14,6 +14,7 @@ from diptych import rpc
 from diptych.errors import DiptychError, InternalError, LegFailed
 from diptych.messages import LEG_OVER, Abort, Reserve, Start, Subscribe, Ticket, Update, WorkerRecord, WorkerStats
 from diptych.telemetry import Logger
+from diptych.tls import ClusterTls
 from router.mailbox import Mailbox
 
 ABORT_TIMEOUT_S = 2.0
@@ -22,10 +23,21 @@ RECONNECT_S = 0.2
 
 
 class WorkerLink:
-    """Made when membership first shows a worker; closed when it goes."""
+    """Made when membership first shows a worker; closed when it goes.
+
+    Attributes: on_report: called when the worker has said how it is.
+    """
+
+    on_report: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(
-        self, record: WorkerRecord, router_id: str, silence_s: float, on_change: Callable[[], None], log: Logger
+        self,
+        record: WorkerRecord,
+        router_id: str,
+        silence_s: float,
+        on_change: Callable[[], None],
+        log: Logger,
+        tls: ClusterTls | None = None,
     ) -> None:
         """
         Args:
@@ -38,7 +50,7 @@ class WorkerLink:
         self._silence_s = silence_s
         self._on_change = on_change
         self._log = log
-        self._stub = rpc.WorkerStub(record.address)
+        self._stub = rpc.WorkerStub(record.address, tls)
         self._mailboxes: dict[str, Mailbox] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -114,6 +126,8 @@ class WorkerLink:
                 if not self.connected:
                     self.connected = True
                     self._on_change()
+                if frame.stats is not None:
+                    self.on_report()
 
     def _deliver(self, update: Update) -> None:
         if update.choice == LEG_OVER:  # from here on this worker's death does not matter to the request

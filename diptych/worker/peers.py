@@ -8,14 +8,16 @@ import contextlib
 from diptych import rpc
 from diptych.errors import DeadlineExceeded, DiptychError, LegFailed
 from diptych.messages import PeerHello
+from diptych.tls import ClusterTls
 from kv_transfer.transfer_thread import TransferThread
 
 MEET_TIMEOUT_S = 5.0
 
 
 class Peers:
-    def __init__(self, transfers: TransferThread) -> None:
+    def __init__(self, transfers: TransferThread, tls: ClusterTls | None = None) -> None:
         self._transfers = transfers
+        self._tls = tls
         self._stubs: dict[str, rpc.WorkerStub] = {}
         self._meetings: dict[str, asyncio.Task[None]] = {}
         self._greetings: dict[str, asyncio.Task[None]] = {}
@@ -42,7 +44,7 @@ class Peers:
     def stub(self, worker_id: str, address: str) -> rpc.WorkerStub:
         """A channel to a peer, shared by all calls to it."""
         if worker_id not in self._stubs:
-            self._stubs[worker_id] = rpc.WorkerStub(address)
+            self._stubs[worker_id] = rpc.WorkerStub(address, self._tls)
         return self._stubs[worker_id]
 
     async def answer(self, hello: PeerHello) -> PeerHello:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from diptych.telemetry import make_logger
 from diptych.tokenizer import Tokenizer
 from router.frontend import Frontend, HealthView, ModelCard
 from router.http_door import make_app
+from router.keys import Keys
 from router.metrics import RequestMetrics
 
 
@@ -52,7 +54,8 @@ class Doors:
             ChatTemplate.from_folder(folder),
             RouterConfig(model=str(folder), max_choices=4, max_body_bytes=10_000, **config),
             RequestMetrics(self.registry, "tiny"),
-            make_logger("router", stream=self.log),
+            logger := make_logger("router", stream=self.log),
+            Keys(config.get("api_keys_file", ""), logger, time.monotonic),
         )
 
     def speak(self, text: str) -> None:

@@ -12,6 +12,7 @@ import httpx
 import msgspec
 import psutil
 import pytest
+from certificates import Authority
 
 from deploy.admin_door import make_admin_app
 from deploy.api import Admin, AdminError, find
@@ -272,3 +273,17 @@ def test_the_commands_end_with_the_reason(url: str, capsys: pytest.CaptureFixtur
     assert command(["status", "--admin", "http://127.0.0.1:9"]) == 1
     assert "cannot be reached" in capsys.readouterr().err
     assert os.environ.get("DIPTYCH_ADMIN_KEY") is None
+
+
+def test_over_tls_only_the_doors_own_certificate_is_trusted(cluster: FakeCluster, tmp_path: Path) -> None:
+    ours, other = (Authority(tmp_path / name).issue("diptych.example") for name in ("ours", "other"))
+    with served(make_admin_app(cluster, KEY, lambda: None), "127.0.0.1", 0, (ours.cert, ours.key)) as url:
+        assert url.startswith("https://")
+        for trusted in (ours.cert, ours.ca):
+            with Admin(url, KEY, ca_file=trusted) as admin:
+                assert admin.status().processes
+        for wrong in ("", other.cert):
+            with Admin(url, KEY, ca_file=wrong) as admin, pytest.raises(AdminError, match="cannot be reached"):
+                admin.status()
+    with pytest.raises(AdminError, match="cannot be used"):
+        Admin(url, KEY, ca_file=str(tmp_path / "none.pem"))

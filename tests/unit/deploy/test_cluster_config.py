@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,7 +11,9 @@ import pytest
 from deploy.cluster_config import ClusterConfig
 from deploy.process_config import SHARED, config_type, process_config, worker_threads
 from deploy.reconcile import Kind
+from deploy.simulated import describe_simulation, with_timing_inlined
 from diptych.config import RouterConfig, WorkerConfig
+from diptych.engine.sim.timing_spec import TimingFile
 
 
 def make(**fields: object) -> ClusterConfig:
@@ -104,3 +107,56 @@ def test_nonsense_is_refused(wrong: dict[str, Any], message: str) -> None:
 
 def test_whoever_says_so_plainly_may_listen_anywhere() -> None:
     assert make(router={"host": "0.0.0.0"}, allow_insecure_network=True).router.host == "0.0.0.0"
+
+
+LOCKS = {"tls_cert_file": "/c", "tls_key_file": "/k", "api_keys_file": "/keys"}
+
+
+def test_doors_with_tls_and_keys_may_be_reached() -> None:
+    assert make(router={"host": "0.0.0.0", "options": LOCKS}).router.host == "0.0.0.0"
+    files = {"tls_cert_file": "/c", "tls_key_file": "/k"}
+    assert make(admin={"host": "10.1.2.3", **files}).admin.host == "10.1.2.3"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tls_cert_file": "/c", "tls_key_file": "/k"}, "router.host is 0.0.0.0.*api_keys_file"),
+        ({"api_keys_file": "/keys"}, "router.host is 0.0.0.0.*tls_cert_file"),
+        (LOCKS | {"tls_key_file": ""}, "tls_key_file missing"),
+        (LOCKS | {"admin_host": "0.0.0.0"}, "admin_host is 0.0.0.0"),  # it has no lock
+    ],
+)
+def test_half_a_lock_is_none(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(router={"host": "0.0.0.0", "options": options})
+
+
+def test_a_simulated_cluster_is_played_on_processors_alone(tmp_path: Path) -> None:
+    given = "measured:" + str(tmp_path / "timing.json")
+    timing = "fitted:prefill_c1_ms_per_token=0.5,decode_c0_ms=9.0"
+    (tmp_path / "timing.json").write_bytes(msgspec.json.encode(TimingFile(timing=timing)))
+    config = make(
+        options={"engine": "sim", "sim_cell_bytes": 32},
+        prefill={"num_gpus": 0.5, "options": {"sim_timing": "fixed:prefill_ms=9,decode_ms=9", "sim_speedup": 2.0}},
+        decode={"options": {"sim_timing": given}},
+    )
+    sent = with_timing_inlined(config)
+    prefill, decode, router = (process_config(sent, kind, slot=0) for kind in Kind)
+    assert isinstance(prefill, WorkerConfig)
+    assert isinstance(decode, WorkerConfig)
+    assert {each.engine for each in (prefill, decode, router)} == {"sim"}
+    assert {each.sim_cell_bytes for each in (prefill, decode, router)} == {32}
+    assert (prefill.device, prefill.threads, prefill.dtype) == ("cpu", 1, "float32")
+    assert decode.sim_timing == timing  # the file may not be there where the worker runs
+    said = describe_simulation(sent)
+    assert "SIMULATED" in said
+    assert f"{timing} and fixed:prefill_ms=9,decode_ms=9, 2 times as fast" in said
+
+
+def test_a_simulated_cluster_with_no_such_timing_is_refused() -> None:
+    config = make(options={"engine": "sim"}, decode={"options": {"sim_timing": "fast"}})
+    with pytest.raises(ValueError, match="begins with fixed:"):
+        with_timing_inlined(config)
+    with pytest.raises(msgspec.ValidationError, match="all processes must agree on it"):
+        make(decode={"options": {"engine": "sim"}})

@@ -19,7 +19,7 @@ from router.placement import Placement, WorkerView
 class Link:
     """A link whose frame stream the test switches on and off."""
 
-    def __init__(self, record: WorkerRecord, router_id: str, silence_s: float, on_change: Any, log: Any) -> None:
+    def __init__(self, record: WorkerRecord, router_id: str, silence_s: float, on_change: Any, *others: Any) -> None:
         self.record, self._on_change = record, on_change
         self.connected, self.closed = True, False
         self.stats = WorkerStats(blocks_free=8)
