@@ -1,14 +1,15 @@
 """What this router has placed and not yet seen end: tokens to prefill, sequences and blocks per worker.
 
-Reported load lags; without bookings a burst of requests would all see the same idle worker. Sums are zero at rest.
-Knows nothing about workers beyond their ids.
+Reported load lags; without bookings a burst of requests would all see the same idle worker. What other routers have
+placed counts likewise, as far as it is known (`sharing.load`). Own sums are zero at rest. Knows nothing about workers
+beyond their ids.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from router.placement import Placement
 
@@ -19,6 +20,16 @@ class Load(NamedTuple):
     tokens: int  # of prompts, to compute
     sequences: int
     blocks: int
+
+
+class Elsewhere(Protocol):
+    """What other routers have booked."""
+
+    def load(self, worker_id: str) -> Load: ...
+
+    def take_changed(self) -> set[str]:
+        """The workers whose load has changed since this was last asked."""
+        ...
 
 
 @dataclass(slots=True)
@@ -36,8 +47,8 @@ class Booking:
         """Idempotent."""
         if not self.tokens:
             return
-        self.bookings.changed.add(self.computing_id)
         self.bookings.tokens[self.computing_id] -= self.tokens
+        self.bookings.touch(self.computing_id)
         self.tokens = 0
 
     def release(self) -> None:
@@ -46,18 +57,20 @@ class Booking:
             return
         self.released = True
         self.prefilled()
-        self.bookings.changed.add(self.decode_id)
         self.bookings.sequences[self.decode_id] -= 1
         self.bookings.blocks[self.decode_id] -= self.blocks
+        self.bookings.touch(self.decode_id)
         self.bookings.forget_zeros()
 
 
 @dataclass(slots=True)
 class Bookings:
-    tokens: Counter[str] = field(default_factory=Counter)  # prompt tokens to compute, by worker
+    elsewhere: Elsewhere | None = None
+    tokens: Counter[str] = field(default_factory=Counter)  # prompt tokens to compute, by worker; this router's own
     sequences: Counter[str] = field(default_factory=Counter)
     blocks: Counter[str] = field(default_factory=Counter)
-    changed: set[str] = field(default_factory=set)  # workers, since `take_changed`
+    _changed: set[str] = field(default_factory=set)
+    _watchers: list[set[str]] = field(default_factory=list)
 
     def book(self, placement: Placement, num_tokens: int, num_blocks: int) -> Booking:
         """Hold a placement's capacity until the booking is released."""
@@ -68,16 +81,41 @@ class Bookings:
         self.tokens[computing] += booking.tokens
         self.sequences[placement.decode_id] += 1
         self.blocks[placement.decode_id] += num_blocks
-        self.changed.update((computing, placement.decode_id))
+        self.touch(computing, placement.decode_id)
         return booking
 
-    def load(self, worker_id: str) -> Load:
+    def own(self, worker_id: str) -> Load:
+        """What this router has booked on a worker."""
         return Load(self.tokens.get(worker_id, 0), self.sequences.get(worker_id, 0), self.blocks.get(worker_id, 0))
 
+    def load(self, worker_id: str) -> Load:
+        """What all routers have booked on it, as far as this one knows."""
+        own = self.own(worker_id)
+        if self.elsewhere is None:
+            return own
+        theirs = self.elsewhere.load(worker_id)
+        return Load(own.tokens + theirs.tokens, own.sequences + theirs.sequences, own.blocks + theirs.blocks)
+
+    @property
+    def workers(self) -> set[str]:
+        """Those on which this router has something booked."""
+        return {*self.tokens, *self.sequences, *self.blocks}
+
+    def touch(self, *worker_ids: str) -> None:
+        self._changed.update(worker_ids)
+        for watcher in self._watchers:
+            watcher.update(worker_ids)
+
     def take_changed(self) -> set[str]:
-        """The workers whose load has changed since this was last asked."""
-        changed, self.changed = self.changed, set()
-        return changed
+        """The workers whose load, of all routers, has changed since this was last asked."""
+        changed, self._changed = self._changed, set()
+        return changed if self.elsewhere is None else changed | self.elsewhere.take_changed()
+
+    def watch(self) -> set[str]:
+        """A set that gets every worker whose own load changes from now on. Whoever asked for it empties it."""
+        watcher: set[str] = set()
+        self._watchers.append(watcher)
+        return watcher
 
     def forget_zeros(self) -> None:
         for counter in (self.tokens, self.sequences, self.blocks):
@@ -86,5 +124,5 @@ class Bookings:
 
     @property
     def total(self) -> int:
-        """Zero at rest."""
+        """Of this router; zero at rest."""
         return sum(self.tokens.values()) + sum(self.sequences.values()) + sum(self.blocks.values())

@@ -1,16 +1,18 @@
 """Chooses a pair for a request and books it, in one step nobody can come between; and learns from how it went.
 
 The shell around `router.placement`: gathers what the index, the workers, the bookings and experience say right now, and
-tells the ring of decisions (`explain`) and the metrics what came of it. Knows nothing about links, legs or text.
+tells the ring of decisions (`explain`) and the metrics what came of it. Where there are other routers, `sharing`
+sees to it that they do not come between either. Knows nothing about links, legs or text.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from diptych.errors import DiptychError, NoCapacity
+from kv_transfer.schema import join_hashes
 from router.attempts import Attempts
 from router.bookings import Booking, Bookings
 from router.experience import Experience
@@ -23,9 +25,12 @@ from router.placement.policy import Policy
 from router.placement_metrics import PlacementMetrics
 from router.prefix_index import PrefixIndex
 from router.requests import Report, TokenRequest
+from router.sharing.load import GUESS_LASTS_S, Guess
+from router.sharing.reservations import Reservations
+from router.sharing.talk import Chosen
 from router.suspects import Suspects
 
-GUESS_LASTS_S = 5.0  # a just-placed prefix counts as cached until the worker's own event says so
+MAX_TOLD_BLOCKS = 512  # of one prompt, to other routers; the worker itself tells them of the rest a little later
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +38,16 @@ class Booked:
     placement: Placement
     booking: Booking
 
+    @property
+    def worker_ids(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.placement.prefill_id, self.placement.decode_id)))
+
 
 class Placer:
     """
     Args:
         seed: of ties; another one for each router, so that they do not all choose the same of several equals.
+        reservations: None: other routers, if there are any, are not asked.
     """
 
     def __init__(
@@ -51,6 +61,7 @@ class Placer:
         suspects: Suspects,
         ring: ExplainRing,
         metrics: PlacementMetrics,
+        reservations: Reservations | None = None,
     ) -> None:
         self._limits = limits
         self._policy = policy
@@ -61,36 +72,74 @@ class Placer:
         self._suspects = suspects
         self._ring = ring
         self._metrics = metrics
+        self._reservations = reservations
         self._experience = Experience()
         self._turn = 0
+        self._tentative: list[_Claim] = []  # chosen, and perhaps to be undone
 
-    def place(self, request: TokenRequest, hashes: Sequence[bytes], attempts: Attempts, report: Report) -> Booked:
-        """Note in the report what was believed.
+    async def place(
+        self,
+        request: TokenRequest,
+        hashes: Sequence[bytes],
+        attempts: Attempts,
+        report: Report,
+        *,
+        alone: bool = False,
+    ) -> Booked:
+        """Note in the report what was believed. The workers are placeable when this returns.
+
+        Args:
+            alone: as `PromptView` has it.
 
         Raises:
             NoCapacity: no worker can take it now.
             DiptychError: what an earlier attempt failed with, if there is nowhere left to try.
         """
-        now, began = time.monotonic(), time.perf_counter()
-        try:
-            placement = self._choose(request, hashes, attempts, now)
-        except NoCapacity as error:
-            raise attempts.error or error from None  # what failed says more than that nobody else is there
-        num_tokens = len(request.prompt)
-        booking = self._bookings.book(placement, num_tokens, self._limits.num_blocks(num_tokens))
-        for worker_id in filter(None, (placement.prefill_id, placement.decode_id)):
-            self._index.guess(worker_id, hashes, now + GUESS_LASTS_S)
-        took_s = time.perf_counter() - began
-        report.placed(placement, attempts.num_failed, now)
-        if not request.canary:
-            self._ring.placed(request, placement, attempts.num_failed, took_s)
-            self._metrics.placed(placement, num_tokens, now, took_s)
-        return Booked(placement, booking)
+        while True:
+            claim = _Claim(self, request, hashes, attempts, alone)
+            if self._reservations is None or request.canary:
+                claim.choose()
+            else:
+                await self._reservations.reserve(claim)
+            if all(map(self._fleet.is_placeable, claim.booked.worker_ids)):
+                return self._placed(claim, report)
+            claim.undo()  # a worker left while others were asked
 
-    def _choose(self, request: TokenRequest, hashes: Sequence[bytes], attempts: Attempts, now: float) -> Placement:
-        limits, num_tokens = self._limits, len(request.prompt)
-        usable = hashes[: (num_tokens - 1) // limits.block_size]  # one token is always computed
+    def _placed(self, claim: _Claim, report: Report) -> Booked:
+        """The choice stands."""
+        self._tentative.remove(claim)
+        now, request, booked, attempts = time.monotonic(), claim.request, claim.booked, claim.attempts
+        self._index.guess(booked.worker_ids, claim.hashes, now + GUESS_LASTS_S)
+        report.placed(booked.placement, attempts.num_failed, now)
+        if not request.canary:
+            self._ring.placed(request, booked.placement, attempts.num_failed, claim.took_s)
+            self._metrics.placed(booked.placement, len(request.prompt), now, claim.took_s)
+        return booked
+
+    def choose_for(self, claim: _Claim) -> tuple[Booked, Chosen]:
+        """On the present view, in which what is tentative counts like anything else."""
+        num_tokens = len(claim.request.prompt)
+        usable = claim.hashes[: (num_tokens - 1) // self._limits.block_size]  # one token is always computed
+        now = time.monotonic()
         matches = self._index.matches(usable, now)
+        for other in self._tentative:
+            num_shared = _num_shared(usable, other.hashes)
+            for worker_id in other.booked.worker_ids if num_shared else ():
+                matches[worker_id] = max(num_shared, matches.get(worker_id, 0))
+        placement = self._choose(claim, matches, now)
+        booking = self._bookings.book(placement, num_tokens, self._limits.num_blocks(num_tokens))
+        booked = Booked(placement, booking)
+        self._tentative.append(claim)
+        return booked, _told(booked, claim.hashes, usable, matches)
+
+    def forget(self, claim: _Claim) -> None:
+        """A choice that was undone."""
+        if claim in self._tentative:
+            self._tentative.remove(claim)
+
+    def _choose(self, claim: _Claim, matches: Mapping[str, int], now: float) -> Placement:
+        limits, request, attempts = self._limits, claim.request, claim.attempts
+        num_tokens = len(request.prompt)
         learnt = self._experience.learnt(request.sampling.max_tokens)
         prompt = PromptView(
             num_tokens,
@@ -98,13 +147,14 @@ class Placer:
             limits.block_bytes,
             force_remote=request.canary,
             growth_blocks=limits.num_blocks(int(learnt.expected_tokens)),
+            alone=claim.alone,
         )
         self._turn += 1
 
         def place_avoiding(avoid: Avoid) -> Placement:
             return place(
                 prompt,
-                self._fleet.views(self._bookings),
+                self._fleet.views(self._bookings, request.through),
                 limits.remote_prefill,
                 self._turn,
                 avoid if request.canary else avoid | self._suspects.avoid(now),
@@ -145,3 +195,55 @@ class Placer:
             block_size=limits.block_size,
             block_bytes=limits.block_bytes,
         )
+
+
+class _Claim:
+    """One request being placed. Implements `sharing.reservations.Claim`."""
+
+    def __init__(
+        self, placer: Placer, request: TokenRequest, hashes: Sequence[bytes], attempts: Attempts, alone: bool
+    ) -> None:
+        self.request = request
+        self.hashes = hashes
+        self.attempts = attempts
+        self.alone = alone
+        self.took_s = 0.0  # of the latest choice, with look-up and booking
+        self._placer = placer
+        self._booked: Booked | None = None
+
+    @property
+    def booked(self) -> Booked:
+        assert self._booked is not None, "nothing has been chosen"
+        return self._booked
+
+    def choose(self) -> Chosen:
+        began = time.perf_counter()
+        try:
+            self._booked, chosen = self._placer.choose_for(self)
+        except NoCapacity as error:
+            raise self.attempts.error or error from None  # what failed says more than that nobody else is there
+        self.took_s = time.perf_counter() - began
+        return chosen
+
+    def undo(self) -> None:
+        if self._booked is not None:
+            self._booked.booking.release()
+            self._placer.forget(self)
+            self._booked = None
+
+
+def _told(booked: Booked, hashes: Sequence[bytes], usable: Sequence[bytes], matches: Mapping[str, int]) -> Chosen:
+    """What other routers have to know of a choice: what it relied on, and what its workers will hold soon."""
+    worker_ids = booked.worker_ids
+    longest, least = max(matches.values(), default=0), min(matches.get(name, 0) for name in worker_ids)
+    news = tuple(f"#{join_hashes([usable[longest]]).hex()}" for _ in range(longest < len(usable)))
+    return Chosen(worker_ids + news, Guess(worker_ids, join_hashes(hashes[least : least + MAX_TOLD_BLOCKS])))
+
+
+def _num_shared(ours: Sequence[bytes], theirs: Sequence[bytes]) -> int:
+    """Leading blocks two prompts have in common: a hash stands for all before it, so bisection finds the last."""
+    low, high = 0, min(len(ours), len(theirs))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if ours[middle - 1] == theirs[middle - 1] else (low, middle - 1)
+    return low

@@ -211,3 +211,14 @@ async def test_a_taken_port_is_an_error(doors: Doors) -> None:
     with pytest.raises(OSError):
         await serve_grpc(taken.frontend, lambda: doors.view)
     await server.stop(None)
+
+
+async def test_priority_and_limit_reach_the_core(stub: Any, doors: Doors) -> None:
+    await collect(stub, text="hello", priority=-4, ttft_limit_ms=250)
+    await collect(stub, text="hello")
+    first, second = doors.core.requests
+    assert (first.priority, first.ttft_limit_ms) == (-4, 250)
+    assert (second.priority, second.ttft_limit_ms) == (0, 0)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await collect(stub, text="hello", priority=11)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
