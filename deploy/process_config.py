@@ -67,8 +67,15 @@ def process_config(config: ClusterConfig, kind: Kind, slot: int) -> WorkerConfig
         raise ValueError(f"{kind}.options: {error}") from None
 
 
+def is_simulated(config: ClusterConfig) -> bool:
+    """Whether its workers run no model."""
+    return config.options.get("engine") == "sim"
+
+
 def worker_threads(config: ClusterConfig, kind: Kind) -> int:
     """Of torch and OpenMP; by default the processors of this machine are divided among all workers."""
+    if is_simulated(config):
+        return 1
     given = config.pool(kind).options.get("threads") if kind is not Kind.ROUTER else 1
     num_workers = config.prefill.count + config.decode.count
     return given or max(1, len(os.sched_getaffinity(0)) // max(1, num_workers))
@@ -76,7 +83,8 @@ def worker_threads(config: ClusterConfig, kind: Kind) -> int:
 
 def _of_worker(config: ClusterConfig, kind: Kind) -> dict[str, Any]:
     pool = config.pool(kind)
-    defaults = {"kv_cache_bytes": DEFAULT_KV_CACHE_BYTES, "device": _device(pool)}
+    device = "cpu" if is_simulated(config) else _device(pool)
+    defaults = {"kv_cache_bytes": DEFAULT_KV_CACHE_BYTES, "device": device}
     return {
         "role": kind.value,
         "host": config.worker_host,
@@ -104,7 +112,7 @@ def _device(pool: Pool) -> str:
 def _dtype(config: ClusterConfig) -> str:
     """What the engine computes in by default on the workers' device; all workers must use the same."""
     devices = {pool.options.get("device", _device(pool)) for pool in (config.prefill, config.decode)}
-    return "float32" if devices == {"cpu"} else "bfloat16"
+    return "float32" if devices == {"cpu"} or is_simulated(config) else "bfloat16"
 
 
 def _check_names(config: ClusterConfig, kind: Kind) -> None:

@@ -85,19 +85,22 @@ class ModelFolder:
         """The header of each weight file."""
         return {file: read_header(file) for file in self.weight_files()}
 
-    def fingerprint(self, dtype: str, block_size: int) -> str:
+    def fingerprint(self, dtype: str, block_size: int, *, weights: bool = True) -> str:
         """What two workers must have in common before KV may move between them, as 32 hex digits.
 
         BLAKE3 over: this scheme's name, every field of `ModelSpec`, tokenizer.json, KV dtype, layout and block size;
         and for each weight file its name, size, header, and `SAMPLE_BYTES` from the start,
         middle and end of every tensor. Samples, because hashing a 16 GB model takes longer than loading it; of every
         tensor, because a fine-tune may touch only some tensors but rewrites those all through.
+
+        Args:
+            weights: False leaves them out, for engines that have none; such a fingerprint equals none with weights.
         """
-        digest = blake3(b"diptych fingerprint 1")
+        digest = blake3(b"diptych fingerprint 1" if weights else b"diptych fingerprint without weights 1")
         for part in (_canonical(asdict(self.spec)), dtype, str(block_size), KV_LAYOUT):
             _add(digest, part.encode())
         _add(digest, self.tokenizer_path.read_bytes())
-        for file, header in self.headers().items():
+        for file, header in self.headers().items() if weights else ():
             _add(digest, file.name.encode())
             _add(digest, str(file.stat().st_size).encode())
             _add(digest, header.raw)

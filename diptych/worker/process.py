@@ -26,21 +26,21 @@ from redis.asyncio import Redis
 from diptych import rpc
 from diptych.background import background
 from diptych.config import WorkerConfig
-from diptych.engine.device import bind_thread, device_index
 from diptych.engine.engine import Engine
 from diptych.engine.limits import Limits
-from diptych.engine.torch_runner import TorchRunner
 from diptych.errors import InternalError
 from diptych.membership import REDIS_ERRORS, Registration, connect, is_tombstoned, tombstone
 from diptych.messages import WorkerRecord, WorkerState
 from diptych.model_folder import ModelFolder
 from diptych.telemetry import make_logger, make_tracer
+from diptych.tls import ClusterTls, cluster_tls
 from diptych.worker.engine_thread import EngineThread
-from diptych.worker.loading import LoadProgress
+from diptych.worker.loading import Loaded, bind_thread, device_index, load
 from diptych.worker.peers import Peers
 from diptych.worker.service import BaseService, Parts
 from kv_transfer.checksum import Checks
-from kv_transfer.layout import KVLayout, fingerprint_of
+from kv_transfer.identity import Identity, identity_of
+from kv_transfer.layout import KVLayout
 from kv_transfer.nixl_agent import NixlAgent, ucx_environment
 from kv_transfer.outcome import Arrival, Missed
 from kv_transfer.publisher import IndexPublisher
@@ -64,20 +64,24 @@ async def run_worker(
     """
     os.environ.update(ucx_environment(transports_of(config), config.interfaces or _loopback_interface(config.host)))
     folder = ModelFolder(config.model)
-    runner = await asyncio.to_thread(_load, folder, config)
+    identity = identity_of(folder, config)
+    loaded = await asyncio.to_thread(load, folder, config, identity)
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     async with AsyncExitStack() as stack:
         server = rpc.make_server()
         redis = connect(config.redis_url)
         stack.push_async_callback(redis.aclose)
-        address = f"{config.host}:{_bind(server, config)}"
+        tls = cluster_tls(config)
+        address = f"{config.host}:{_bind(server, config, tls)}"
         parts = await _make_parts(
             stack,
             config,
             folder,
-            runner,
+            identity,
+            loaded,
             redis,
             address,
+            tls,
             on_arrival=lambda arrival: service.on_arrival(arrival),
             on_missed=lambda missed: service.on_missed(missed),
         )
@@ -92,7 +96,7 @@ async def run_worker(
         await server.start()
         stack.push_async_callback(server.stop, SHUTDOWN_GRACE_S)
 
-        record = _record(parts, folder, runner)
+        record = _record(parts, folder, identity, loaded)
         fenced = partial(_fail, failed, "this worker was declared dead", None)
         membership = Registration(redis, config.cluster, record, config.lease_ms, fenced)
         await membership.start()
@@ -107,44 +111,34 @@ async def _make_parts(
     stack: AsyncExitStack,
     config: WorkerConfig,
     folder: ModelFolder,
-    runner: TorchRunner,
+    identity: Identity,
+    loaded: Loaded,
     redis: Redis,
     address: str,
+    tls: ClusterTls | None,
     on_arrival: Callable[[Arrival], None],
     on_missed: Callable[[Missed], None],
 ) -> Parts:
     """What the service is made of; `stack` takes it apart again."""
     worker_id = f"{config.role}-{socket.gethostname()}-{uuid4().hex[:8]}"
-    identity = fingerprint_of(
-        folder, config.served_model or folder.name, config.dtype, config.block_size, config.weights
-    )
     stack.push_async_callback(_bury, redis, config.cluster, worker_id)  # last: nothing of it can be in flight then
-    transfers = _make_transfers(config, worker_id, identity, runner, on_arrival, on_missed)
+    transfers = _make_transfers(config, worker_id, identity, loaded, on_arrival, on_missed)
     await transfers.start()
     stack.push_async_callback(transfers.stop)
-    peers = Peers(transfers)
+    peers = Peers(transfers, tls)
     stack.push_async_callback(peers.close)
     tracer = make_tracer(f"diptych-{config.role}", config.otlp_endpoint)
     stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
     log = make_logger(worker_id)
-    log.info(
-        "model_loaded",
-        blocks=runner.num_blocks,
-        attention=runner.attention_name,
-        exact=runner.exact,
-        weights=runner.weights,
-        weight_bytes=runner.weight_bytes,
-    )
-    if runner.quality is not None:
-        log.info("quality_checked", perplexity=runner.quality.quantized, perplexity_full=runner.quality.full)
+    loaded.tell(log)
     if config.verify_checksums and config.device != "cpu":
         log.warning("no_checksums", reason="the CPU cannot read KV in the GPU's memory; transfers are not verified")
     return Parts(
         config=config,
         worker_id=worker_id,
         address=address,
-        fingerprint=identity,
-        engine=EngineThread(Engine(runner, _limits(config, folder))),
+        fingerprint=identity.fingerprint,
+        engine=EngineThread(Engine(loaded.runner, _limits(config, folder))),
         transfers=transfers,
         peers=peers,
         publisher=IndexPublisher(redis, config.cluster, worker_id),
@@ -192,20 +186,6 @@ async def _any(*ends: Coroutine[Any, Any, object]) -> None:
             task.cancel()
 
 
-def _load(folder: ModelFolder, config: WorkerConfig) -> TorchRunner:
-    return TorchRunner.load(
-        folder,
-        kv_cache_bytes=config.kv_cache_bytes,
-        block_size=config.block_size,
-        device=config.device,
-        dtype=config.dtype,
-        threads=config.threads,
-        max_running=config.max_running,
-        weights=config.weights,
-        progress=LoadProgress(make_logger(f"{config.role}-loading")),
-    )
-
-
 def _limits(config: WorkerConfig, folder: ModelFolder) -> Limits:
     return Limits(
         max_batch_tokens=config.max_batch_tokens,
@@ -221,16 +201,21 @@ def _limits(config: WorkerConfig, folder: ModelFolder) -> Limits:
 def _make_transfers(
     config: WorkerConfig,
     worker_id: str,
-    identity: str,
-    runner: TorchRunner,
+    identity: Identity,
+    loaded: Loaded,
     on_arrival: Callable[[Arrival], None],
     on_missed: Callable[[Missed], None],
 ) -> TransferThread:
-    index = device_index(config.device)
     # More blocks than the engine gives out: the last of the scratch blocks behind them is for probing connections.
-    num_blocks = runner.num_blocks + runner.num_scratch_blocks
+    runner = loaded.runner
+    num_blocks = runner.num_blocks + loaded.num_scratch_blocks
     layout = KVLayout(
-        runner.pool_address, num_blocks, runner.block_bytes, identity, index, scratch_block=num_blocks - 1
+        runner.pool_address,
+        num_blocks,
+        runner.block_bytes,
+        identity.fingerprint,
+        device_index(config.device),
+        scratch_block=num_blocks - 1,
     )
     memory = "DRAM" if config.device == "cpu" else "VRAM"
     pool = _bytes_of(layout) if memory == "DRAM" else None
@@ -249,31 +234,31 @@ def _bytes_of(layout: KVLayout) -> npt.NDArray[np.uint8]:
     return np.ctypeslib.as_array(raw).reshape(layout.num_blocks, layout.block_bytes)
 
 
-def _record(parts: Parts, folder: ModelFolder, runner: TorchRunner) -> WorkerRecord:
+def _record(parts: Parts, folder: ModelFolder, identity: Identity, loaded: Loaded) -> WorkerRecord:
     config = parts.config
     return WorkerRecord(
         worker_id=parts.worker_id,
         role=config.role,
         address=parts.address,
         state=WorkerState.READY,
-        model=config.served_model or folder.name,
+        model=identity.name,
         fingerprint=parts.fingerprint,
         block_size=config.block_size,
-        num_blocks=runner.num_blocks,
-        block_bytes=runner.block_bytes,
+        num_blocks=loaded.runner.num_blocks,
+        block_bytes=loaded.runner.block_bytes,
         max_context=folder.spec.max_context,
         started_at=time.time(),
     )
 
 
-def _bind(server: grpc.aio.Server, config: WorkerConfig) -> int:
+def _bind(server: grpc.aio.Server, config: WorkerConfig, tls: ClusterTls | None) -> int:
     """The port the server listens on.
 
     Raises:
         OSError: it is taken.
     """
     try:
-        port: int = server.add_insecure_port(f"{config.host}:{config.port}")
+        port = rpc.listen(server, f"{config.host}:{config.port}", tls.server() if tls else None)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {config.host}:{config.port}; choose another port or 0: {error}") from None
     return port

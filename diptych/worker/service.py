@@ -215,7 +215,15 @@ class BaseService(ABC):
             peer_id: m.LinkStats(link.bytes_per_s, link.latency_ms) for peer_id, link in self._transfers.links.items()
         }
         counted = {name: getattr(counters, name) for name in names}
-        return msgspec.structs.replace(self._engine.stats, links=links, **counted)
+        publisher = self._parts.publisher
+        return msgspec.structs.replace(
+            self._engine.stats,
+            links=links,
+            index_degraded=publisher.degraded,
+            index_epochs_total=publisher.epoch,
+            index_overflows_total=publisher.overflows_total,
+            **counted,
+        )
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let what runs finish, then end the rest with an error."""

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
+from loadgen.client.about import is_simulated
 from loadgen.client.clock import now_s
 from loadgen.client.config import Progress, RunConfig, ShardConfig, ShardReport, Start
 from loadgen.client.plan import make_plan
@@ -50,6 +51,7 @@ async def run_once(
     # What is wrong with a configuration is said here, once, and not by every process.
     Pool(config.base_url, config.path, headers or {}).close()
     plan = await asyncio.to_thread(make_plan, config)
+    simulated = await asyncio.to_thread(is_simulated, config, headers or {})
     where, started_at = machine(), datetime.now(UTC).isoformat(timespec="seconds")
     with TemporaryDirectory(prefix="loadgen-") as folder:
         files = [Path(folder) / f"{number}.jsonl" for number in range(config.processes)]
@@ -63,7 +65,7 @@ async def run_once(
     result = await asyncio.to_thread(make_result, config, plan, records, reports, started_at, where)
     if records_path is not None:
         write_records(records_path, records)
-    return result
+    return msgspec.structs.replace(result, simulated=simulated)
 
 
 class _Shard:

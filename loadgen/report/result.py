@@ -18,6 +18,7 @@ from loadgen.report.summary import Summary
 from loadgen.workloads.workload import infinite_cache_hits
 
 SCHEMA = "loadgen.run.v1"
+STOPPED = "the run was stopped before its end"  # why a run is invalid
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,10 +36,12 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     valid: bool
     invalid_because: list[str]
     summary: Summary
+    simulated: bool = False  # the server says that no model computes: its speed is a timing model's
 
     @property
     def title(self) -> str:
-        return self.config.name or f"{self.config.model}: {self.config.workload}"
+        title = self.config.name or f"{self.config.model}: {self.config.workload}"
+        return f"{title} (simulated)" if self.simulated else title
 
 
 def machine() -> Machine:
@@ -94,7 +97,7 @@ def _doubts(config: RunConfig, plan: Plan, summary: Summary, interrupted: bool) 
     """Why the figures of a run say nothing about the server."""
     reasons, side, limit = [], summary.generator, config.lag_limit_ms
     if interrupted:
-        reasons.append("the run was stopped before its end")
+        reasons.append(STOPPED)
     if side.lag_p99_ms > limit:
         reasons.append(
             f"the generator fell behind: 1 % of requests were sent more than {side.lag_p99_ms:.1f} ms late, and the "

@@ -9,12 +9,13 @@ chain does not depend on chunks, batches or block sizes: `reference` says what a
 The cells are real memory, `num_blocks` x `block_bytes` from `pool_address`: transfers move and checksum them like any
 KV. Of the sampling parameters seed, temperature (0: the seed is not used), stop tokens and min_tokens count; `logprobs`
 gets made-up numbers of the right form; the others change nothing. Knows nothing about requests or block ownership.
+
+How long a step lasts is `pace.Pace`'s. The KV of a step is in memory before its time is over; nobody is told before.
 """
 
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -22,11 +23,12 @@ import numpy.typing as npt
 from blake3 import blake3
 from xxhash import xxh3_128
 
+from diptych.config import MIN_CELL_BYTES as MIN_CELL_BYTES
 from diptych.engine.interface import Draw, Drawn, Plan, Row
-from diptych.engine.sim.timing import TimingModel, shape_of
+from diptych.engine.sim.pace import Pace
 from diptych.messages import SamplingParams, TokenLogprob
 
-MIN_CELL_BYTES = 16
+GATHER_BLOCK_BYTES = 16 << 10  # blocks up to this are copied together and hashed in one go: calls cost more than copies
 _ROOT = bytes(MIN_CELL_BYTES)
 _KEY_CONTEXT = "diptych 2026 simulated engine, version 1"  # BLAKE3 derive_key: fixed and unique to this use
 
@@ -40,6 +42,7 @@ class SimRunner:
 
     exact = True
     attention_name = "simulated"
+    num_scratch_blocks = 1  # behind those the engine gives out, to probe connections
 
     def __init__(
         self,
@@ -48,11 +51,9 @@ class SimRunner:
         block_size: int,
         fingerprint: str,
         vocabulary: Sequence[int],
-        timing: TimingModel | None = None,
+        pace: Pace | None = None,
         cell_bytes: int = MIN_CELL_BYTES,
         dtype: str = "float32",
-        sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """
         Args:
@@ -60,8 +61,9 @@ class SimRunner:
             block_size: tokens.
             fingerprint: of the model that is played: other models say other things.
             vocabulary: token ids that may be drawn; leave out those that end a text.
-            timing: how long steps take; what computing the hashes left of that is slept. None: no longer than needed.
+            pace: how long steps take; what computing the hashes left of that is slept. None: no longer than needed.
             cell_bytes: KV of one token.
+            dtype: of the KV of the model that is played.
 
         Raises:
             ValueError: a cell is too short to chain, the vocabulary is empty, or not even one block fits.
@@ -75,26 +77,24 @@ class SimRunner:
         self.num_blocks = kv_cache_bytes // self.block_bytes
         if not self.num_blocks:
             raise ValueError(f"kv_cache_bytes is {kv_cache_bytes}; one block takes {self.block_bytes}")
-        self.pool: npt.NDArray[np.uint8] = np.zeros((self.num_blocks, self.block_bytes), np.uint8)
+        num_blocks = self.num_blocks + self.num_scratch_blocks
+        self.pool: npt.NDArray[np.uint8] = np.zeros((num_blocks, self.block_bytes), np.uint8)
         self.pool_address = int(self.pool.ctypes.data)
         self._block_size = block_size
         self._chain = Chain(fingerprint, cell_bytes, vocabulary)
-        self._timing = timing
-        self._sleep = sleep
-        self._clock = clock
+        self._pace = pace
 
     def execute(self, plan: Plan, kv_written: Callable[[], None] | None = None) -> list[list[Drawn]]:
         """See `Runner`. `kv_written` is not called: KV counts as computed when the modelled time is over."""
-        began = self._clock()
+        if self._pace is not None:
+            self._pace.begin(plan.rows)
         for source, destination in plan.copies:
             self.pool[destination] = self.pool[source]
         for row in plan.rows:  # all writes before all reads: rows of one step do not share what they write
             self._write(row)
         drawn = [[self._draw(row, draw) for draw in row.draws] for row in plan.rows]
-        if self._timing is not None and plan.rows:
-            left_s = self._timing.step_ms(shape_of(plan.rows)) / 1e3 - (self._clock() - began)
-            if left_s > 0:
-                self._sleep(left_s)
+        if self._pace is not None:
+            self._pace.end(plan.rows)
         return drawn
 
     def clear_tail(self, block: int, num_tokens: int) -> None:
@@ -119,8 +119,11 @@ class SimRunner:
 
     def _read(self, blocks: Sequence[int], num_tokens: int) -> Iterable[memoryview]:
         full, rest = divmod(num_tokens, self._block_size)
-        for block in blocks[:full]:
-            yield self.pool[block].data
+        if self.block_bytes <= GATHER_BLOCK_BYTES:
+            yield self.pool[np.array(blocks[:full], np.intp)].data
+        else:
+            for block in blocks[:full]:
+                yield self.pool[block].data
         if rest:
             yield self.pool[blocks[full], : rest * self._chain.cell_bytes].data
 

@@ -2,6 +2,7 @@
 
     FixedTiming    a step with a prompt in it takes one constant, any other step another one
     FittedTiming   polynomials of prompt tokens, batch size and context, fitted to measured kernels
+    FasterTiming   another one, so many times as fast
 
 Knows nothing about clocks, plans' contents or sleeping: given a shape, says milliseconds.
 """
@@ -107,6 +108,24 @@ class FittedTiming:
 
     def _host_ms(self, rows: int) -> float:
         return self.host_ms_per_step + self.host_ms_per_row * rows
+
+
+@dataclass(frozen=True, slots=True)
+class FasterTiming:
+    """Another model with all its times divided by `factor`."""
+
+    timing: TimingModel
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not self.factor > 0:
+            raise ValueError(f"the speed-up is {self.factor}; it must be above 0")
+
+    def step_ms(self, shape: StepShape) -> float:
+        return self.timing.step_ms(shape) / self.factor
+
+    def decode_run_ms(self, num_decodes: int, context_tokens: int, num_steps: int) -> list[float]:
+        return [ms / self.factor for ms in self.timing.decode_run_ms(num_decodes, context_tokens, num_steps)]
 
 
 def shape_of(rows: Sequence[Row]) -> StepShape:

@@ -10,7 +10,9 @@ from tiny_model import make_tiny_model
 from diptych.config import WorkerConfig
 from diptych.messages import Role
 from diptych.model_folder import ModelFolder
-from diptych.worker.process import _load, transports_of
+from diptych.worker.loading import load
+from diptych.worker.process import transports_of
+from kv_transfer.identity import identity_of
 from kv_transfer.nixl_agent import ucx_environment
 
 
@@ -39,7 +41,8 @@ def test_a_choice_of_the_operators_stands(chosen: tuple[str, ...]) -> None:
 def test_the_engine_computes_in_the_configured_dtype(tmp_path: Path) -> None:
     folder = ModelFolder(make_tiny_model(tmp_path / "tiny"))
     for dtype in ("float32", "bfloat16"):
-        runner = _load(folder, config("cpu", dtype=dtype, kv_cache_bytes=1 << 20))  # type: ignore[arg-type]
-        assert runner.dtype == dtype
+        given = config("cpu", dtype=dtype, kv_cache_bytes=1 << 20)  # type: ignore[arg-type]
+        runner = load(folder, given, identity_of(folder, given)).runner
+        assert runner.dtype == dtype  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="dtype is 'float8'"):
-        _load(folder, config("cpu", dtype="float8"))
+        identity_of(folder, config("cpu", dtype="float8"))

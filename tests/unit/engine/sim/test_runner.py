@@ -6,7 +6,8 @@ import pytest
 from diptych.engine.interface import Draw, EngineRequest, Kind, Plan, Row
 from diptych.engine.limits import Limits
 from diptych.engine.scheduler import Scheduler
-from diptych.engine.sim.runner import Chain, SimRunner
+from diptych.engine.sim.pace import Pace
+from diptych.engine.sim.runner import GATHER_BLOCK_BYTES, Chain, SimRunner
 from diptych.engine.sim.timing import FixedTiming
 from diptych.messages import SamplingParams
 
@@ -134,10 +135,25 @@ def test_logprobs_have_their_form() -> None:
 
 def test_steps_last_as_long_as_the_model_says() -> None:
     slept: list[float] = []
-    runner = make_runner(timing=FixedTiming(50.0, 7.0), sleep=slept.append, clock=lambda: 0.0)
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        slept.append(round(seconds, 9))
+        now[0] += seconds
+
+    runner = make_runner(pace=Pace(FixedTiming(50.0, 7.0), sleep=sleep, clock=lambda: now[0]))
     sampling = SamplingParams(max_tokens=3, seed=1)
     complete(runner, [1, 2, 3], sampling)
     assert slept == [0.05, 0.007, 0.007]
+
+
+def test_the_size_of_cells_does_not_change_how_the_chain_is_read() -> None:
+    """Small blocks are gathered, large ones are read in place."""
+    sampling = SamplingParams(max_tokens=6, seed=7)
+    for cell_bytes in (16, GATHER_BLOCK_BYTES // BLOCK_SIZE, GATHER_BLOCK_BYTES // BLOCK_SIZE + 1):
+        runner = make_runner(cell_bytes=cell_bytes, kv_cache_bytes=8 * BLOCK_SIZE * cell_bytes)
+        expected = Chain("model", cell_bytes, VOCABULARY).reference(range(13), sampling)
+        assert complete(runner, list(range(13)), sampling) == expected
 
 
 @pytest.mark.parametrize("wrong", [{"cell_bytes": 15}, {"vocabulary": []}, {"kv_cache_bytes": 10}])

@@ -5,6 +5,7 @@ import pytest
 from diptych.engine.engine import Engine
 from diptych.engine.interface import EngineRequest, Kind, Runner
 from diptych.engine.limits import Limits
+from diptych.engine.sim.pace import Pace
 from diptych.engine.sim.runner import SimRunner
 from diptych.engine.sim.timing import FittedTiming, StepShape
 from diptych.messages import SamplingParams, WorkerStats
@@ -43,9 +44,7 @@ def test_an_engine_that_runs_can_be_measured_and_played() -> None:
         block_size=4,
         fingerprint="m",
         vocabulary=range(9),
-        timing=TRUE,
-        sleep=sleep,
-        clock=lambda: now[0],
+        pace=Pace(TRUE, sleep=sleep, clock=lambda: now[0]),
     )
     timed = TimedRunner(inner, clock=lambda: now[0])
     engine = Engine(timed, Limits(256, 8, 4, 4_000), clock=lambda: now[0])
