@@ -3,9 +3,11 @@
     speed          the whole conversation trace, 8 workers, one core
     interference   time per token against measurements of a real engine
     policies       every trace x fleet x policy x seed: TTFT, reuse, goodput, with confidence intervals over the seeds
-    scale          (--scale) 1,000 workers, 10 M blocks, 100,000 requests
+    wins           min_ttft against each other policy, seed by seed: the difference in mean and p99 TTFT
+    scale          (--scale) 1,000 workers, 10 M blocks, 100,000 requests: memory, placement_p99_ms
 
-Traces are read from a folder with Mooncake's conversation_trace.jsonl and synthetic_trace.jsonl. Every run of a trace
+Traces are read from a folder with Mooncake's conversation_trace.jsonl and synthetic_trace.jsonl (and
+toolagent_trace.jsonl if it is there). Every run of a trace
 is a `python -m loadgen replay … --json` of its own, so each can be repeated by hand. The last line is one JSON object.
 """
 
@@ -20,18 +22,18 @@ from typing import Any
 
 from benchmarks.record import record
 from benchmarks.sim.report import as_table
-from benchmarks.sim.runs import Case, Runs, sweep
+from benchmarks.sim.runs import Case, Runs, run_all, summarise, wins
 from benchmarks.sim.scale import measure_scale
 from loadgen.sim.interference import MEASURED_TPOT_MS, Comparison, compare, mape
 
 RESULTS = Path(__file__).parents[1] / "results"
 TRACES = Path(__file__).parents[2] / "../shared/data/traces/mooncake"
 FLEETS = ("8", "4P+4D")
-POLICIES = ("random", "round_robin", "least_load", "min_ttft")
+POLICIES = ("random", "round_robin", "least_load", "power_of_two", "prefix_only", "min_ttft")
 QUICK_REQUESTS = 1_500
 # Timestamps of the conversation trace are quantised to 3 s. The synthetic ones are fine; a little jitter makes its runs
 # differ from seed to seed, or a policy that draws nothing would seem to be known exactly.
-JITTER_MS = {"conversation": 3_000.0, "synthetic": 1_000.0}
+JITTER_MS = {"conversation": 3_000.0, "synthetic": 1_000.0, "toolagent": 3_000.0}
 
 
 def main() -> None:
@@ -46,13 +48,16 @@ def main() -> None:
     cases = [
         Case(trace, fleet, policy, seed, jitter_ms)
         for trace, jitter_ms in JITTER_MS.items()
+        if (args.traces / f"{trace}_trace.jsonl").exists()
         for fleet in FLEETS
-        for policy in POLICIES
+        for policy in args.policies
         for seed in range(args.seeds)
     ]
-    numbers["results"] = sweep(runs, cases, args.jobs)
+    answers = run_all(runs, cases, args.jobs)
+    numbers |= {"results": summarise(answers), "wins": wins(answers, "min_ttft")}
     if args.scale:
         numbers["scale"] = measure_scale(args.scale_workers, _say)
+        numbers["placement_p99_ms"] = numbers["scale"]["placement_us_p99"] / 1e3
     if args.record:
         _say(f"recorded in {record(RESULTS, 'sim', numbers)}")
     print(as_table(numbers))
@@ -68,6 +73,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--traces", type=Path, default=TRACES, help="folder of Mooncake's FAST'25 traces")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--limit", type=int, help="only the first so many requests of each trace")
+    parser.add_argument("--policies", nargs="+", default=POLICIES, help="of placement; each is run on every fleet")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each on a core of its own")
     parser.add_argument(
         "--quick", action="store_true", help=f"{QUICK_REQUESTS} requests, 2 seeds: minutes become seconds"

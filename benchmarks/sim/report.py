@@ -26,6 +26,7 @@ def as_table(numbers: dict[str, Any]) -> str:
         lines.append(f"{each['concurrency']:7}   {measured:17.1f}   {simulated:9.1f}   {each['error']:+7.1%}")
     lines += [f"mean absolute error: {numbers['interference_mape']:.1%}", ""]
     lines += _policies(numbers["results"])
+    lines += ["", *_wins(numbers["wins"])]
     if "scale" in numbers:
         lines += ["", "scale: " + "  ".join(f"{name} {value:.6g}" for name, value in numbers["scale"].items())]
     return "\n".join(lines)
@@ -41,6 +42,17 @@ def _policies(results: list[dict[str, Any]]) -> list[str]:
         cells = "".join(f"  {_cell(each[measure], factor):>19}" for _, measure, factor in COLUMNS)
         lines.append(f"{each['trace']:<14}{each['fleet']:<7}{each['policy']:<13}{cells}")
     lines.append(f"mean ± half of the 95 % confidence interval, over {results[0]['num_seeds']} seeds")
+    return lines
+
+
+def _wins(found: list[dict[str, Any]]) -> list[str]:
+    """Where it does not win both, in words; that is what is worth reading."""
+    lost = [each for each in found if not each["wins"]]
+    won = f"{len(found) - len(lost)} of {len(found)}"
+    lines = [f"min_ttft has the lower mean and p99 TTFT, beyond the seeds, in {won} comparisons"]
+    for each in lost:
+        apart = ", ".join(f"{name[5:-3]} {_cell(each[name], 1.0)} ms" for name in ("ttft_mean_ms", "ttft_p99_ms"))
+        lines.append(f"  not against {each['against']} ({each['trace']}, {each['fleet']}): {apart}")
     return lines
 
 

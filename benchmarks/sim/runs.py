@@ -75,10 +75,17 @@ class Runs:
         return answer
 
 
-def sweep(runs: Runs, cases: Sequence[Case], jobs: int) -> list[dict[str, Any]]:
-    """All cases, which are sorted by group; for each group every measure with its interval over the seeds."""
+Answers = list[tuple[Case, dict[str, Any]]]
+
+
+def run_all(runs: Runs, cases: Sequence[Case], jobs: int) -> Answers:
+    """All cases, in their order."""
     with ThreadPoolExecutor(jobs) as pool:
-        answers = list(zip(cases, pool.map(runs.run, cases), strict=True))
+        return list(zip(cases, pool.map(runs.run, cases), strict=True))
+
+
+def summarise(answers: Answers) -> list[dict[str, Any]]:
+    """For each trace, fleet and policy (cases are sorted by them) every measure with its interval over the seeds."""
     found = []
     for (trace, fleet, policy), group in groupby(answers, key=lambda each: each[0].group):
         samples = [answer for _, answer in group]
@@ -86,6 +93,30 @@ def sweep(runs: Runs, cases: Sequence[Case], jobs: int) -> list[dict[str, Any]]:
         failed = sum(each["num_failed"] for each in samples)
         about = {"trace": trace, "fleet": fleet, "policy": policy, "num_seeds": len(samples), "num_failed": failed}
         found.append(about | measures)
+    return found
+
+
+def wins(answers: Answers, policy: str) -> list[dict[str, Any]]:
+    """The policy against every other one: the differences in TTFT, seed by seed, with their intervals, and whether both
+    lie wholly below 0. With one seed there is no interval, and no win."""
+    by_case = {(case.trace, case.fleet, case.policy, case.seed): answer for case, answer in answers}
+    seeds = sorted({case.seed for case, _ in answers})
+    found = []
+    for trace, fleet, other in dict.fromkeys(case.group for case, _ in answers):
+        if other == policy or (trace, fleet, policy, seeds[0]) not in by_case:
+            continue
+        apart = {
+            name: _interval(
+                [
+                    _dig(by_case[trace, fleet, policy, seed], MEASURES[name])
+                    - _dig(by_case[trace, fleet, other, seed], MEASURES[name])
+                    for seed in seeds
+                ]
+            )
+            for name in ("ttft_mean_ms", "ttft_p99_ms")
+        }
+        sure = len(seeds) > 1 and all(each["high"] < 0 for each in apart.values())
+        found.append({"trace": trace, "fleet": fleet, "against": other, "wins": sure, **apart})
     return found
 
 

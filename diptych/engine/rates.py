@@ -28,6 +28,9 @@ class Rates:
             self._prefill_tokens = self._prefill_tokens * _DECAY + outcome.prompt_tokens
             self._prefill_s = self._prefill_s * _DECAY + duration_s
         elif outcome.decode_rows:
-            step_ms = duration_s * 1e3
-            before = self.decode_step_ms or step_ms
-            self.decode_step_ms = before * _DECAY + step_ms * (1 - _DECAY)
+            self.note_decode(duration_s * 1e3)
+
+    def note_decode(self, step_ms: float) -> None:
+        """A step that only decoded."""
+        before = self.decode_step_ms or step_ms
+        self.decode_step_ms = before * _DECAY + step_ms * (1 - _DECAY)

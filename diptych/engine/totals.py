@@ -44,6 +44,7 @@ def worker_stats(
         num_held=stages[Stage.HELD],
         step_tokens=totals.step_tokens,
         step_budget=limits.max_batch_tokens,
+        max_running=limits.max_running,
         waiting_prefill_tokens=queues.num_prefill_tokens,
         blocks_total=pool.num_blocks,
         blocks_free=pool.count(BlockState.FREE),

@@ -1,53 +1,58 @@
-"""Placement that knows little or nothing, to compare the router's own with. All three know no caches.
+"""Blind placement, to compare with the router's own. A prompt goes to a prefill worker wherever there is one.
 
-The prompt goes to a prefill worker wherever there is one.
+The router has both names too; where every worker computes prompts it breaks their ties by load, so that they are no
+longer blind. These are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 
 from diptych.messages import Role
-from loadgen.sim.policy import Policy
-from router.placement import Placement, PromptView, WorkerView
+from loadgen.sim.policy import NO_MATCHES, Policy
+from router.placement import UNLEARNT, Learnt, Placement, PromptView, WorkerView
 
 
-def round_robin(prompt: PromptView, workers: Sequence[WorkerView], turn: int) -> Placement:
-    """Everybody in turn, blind."""
-    return _pair(workers, lambda views: views[turn % len(views)], "round_robin")
+def round_robin(
+    prompt: PromptView,
+    workers: Sequence[WorkerView],
+    turn: int,
+    learnt: Learnt = UNLEARNT,
+    matches: Mapping[str, int] = NO_MATCHES,
+) -> Placement:
+    """Everybody in turn."""
+    return _pair(workers, matches, lambda views: views[turn % len(views)], "round_robin")
 
 
 def random(seed: int) -> Policy:
-    """Anybody, blind; the same for the same seed and turn."""
+    """Anybody; the same for the same seed and turn."""
 
-    def policy(prompt: PromptView, workers: Sequence[WorkerView], turn: int) -> Placement:
+    def policy(
+        prompt: PromptView,
+        workers: Sequence[WorkerView],
+        turn: int,
+        learnt: Learnt = UNLEARNT,
+        matches: Mapping[str, int] = NO_MATCHES,
+    ) -> Placement:
         def choose(views: Sequence[WorkerView]) -> WorkerView:
             text = f"{seed} {turn} {views[0].role}".encode()
             return views[int.from_bytes(blake2b(text, digest_size=8).digest(), "little") % len(views)]
 
-        return _pair(workers, choose, "random")
+        return _pair(workers, matches, choose, "random")
 
     return policy
 
 
-def least_load(prompt: PromptView, workers: Sequence[WorkerView], turn: int) -> Placement:
-    """The fewest prompt tokens before it, then the fewest sequences; knows load and nothing of caches."""
-
-    def choose(views: Sequence[WorkerView]) -> WorkerView:
-        start = turn % len(views)
-        rotated = [*views[start:], *views[:start]]  # `min` keeps the first of equals
-        return min(rotated, key=lambda view: (view.queued_prefill_tokens, view.num_running))
-
-    return _pair(workers, choose, "least_load")
-
-
 def _pair(
-    workers: Sequence[WorkerView], choose: Callable[[Sequence[WorkerView]], WorkerView], reason: str
+    workers: Sequence[WorkerView],
+    matches: Mapping[str, int],
+    choose: Callable[[Sequence[WorkerView]], WorkerView],
+    reason: str,
 ) -> Placement:
     prefills = [view for view in workers if view.role is Role.PREFILL]
     decode = choose([view for view in workers if view.role is Role.DECODE])
     if not prefills:
-        return Placement("", decode.worker_id, 0.0, decode.matched_tokens, reason)
+        return Placement("", decode.worker_id, 0.0, matches.get(decode.worker_id, 0), reason)
     prefill = choose(prefills)
-    return Placement(prefill.worker_id, decode.worker_id, 0.0, prefill.matched_tokens, reason)
+    return Placement(prefill.worker_id, decode.worker_id, 0.0, matches.get(prefill.worker_id, 0), reason)

@@ -23,6 +23,7 @@ class Gauges:
 
     waiting_prefill_tokens: int
     num_sequences: int  # running and waiting
+    num_running: int
     available_blocks: int  # free and cached
 
 
@@ -32,7 +33,8 @@ class BulkScheduler(Scheduler):
     def gauges(self) -> Gauges:
         queues, pool = self._queues, self.pool
         waiting = len(queues.parked) + len(queues.waiting) + len(queues.asking)
-        return Gauges(queues.num_prefill_tokens, len(queues.running) + waiting, pool.num_available)
+        running = len(queues.running)
+        return Gauges(queues.num_prefill_tokens, running + waiting, running, pool.num_available)
 
     def running(self) -> list[Sequence]:
         """The sequences that the next quiet step decodes, best rank first."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+from diptych.config import RouterConfig
 from diptych.engine.limits import Limits
 from diptych.engine.sim.fits import Deployment
-from diptych.engine.sim.timing import StepShape, TimingModel
+from diptych.engine.sim.timing import TimingModel
 from loadgen.sim.policy import Policy
+from router.admission.ask import AdmissionLimits
 
 DEFAULT_WIRE_BYTES_PER_S = 50e9  # one 400 Gb/s port; aiconfigurator's inter_node_bw of an H100 SXM node, per GPU
-NOMINAL_PROMPT_TOKENS = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +59,10 @@ class SimConfig:
     hop_ms: float = 0.0  # router to worker and back, each way
     report_interval_ms: float = 1_000.0  # of a worker that only decodes; others report with every step
     reserve_timeout_ms: float = 30_000.0  # longest wait for decode's blocks before a request is refused
-    max_queued: int = 0  # requests in the cluster before one is refused; 0: any number
+    admission: AdmissionLimits | None = None  # of the queue before placement; None: everybody is placed on arrival
+    ttft_limit_ms: float = 0.0  # refuse whose first token cannot come so soon; 0: nobody. Needs `admission`
     bulk: bool = True  # take decode steps in runs; the results are the same, only sooner
     content: bool = False  # move and check real KV cells; requests need prompts, and steps are taken one by one
-
-    @property
-    def nominal_rate(self) -> float:
-        """Prefill tokens/s, for workers that have not measured it: of one prompt alone."""
-        shape = StepShape(((0, NOMINAL_PROMPT_TOKENS),), 0, 0)
-        return 1e3 * NOMINAL_PROMPT_TOKENS / self.timing.step_ms(shape)
 
 
 def config_for(
@@ -90,3 +86,26 @@ def config_for(
         num_blocks=deployment.kv_tokens // block_size,
         block_bytes=deployment.kv_bytes_per_token * block_size,
     )
+
+
+QUEUES = ("none", "wait", "refuse")  # what happens before placement; see `with_queue`
+_MAY_GO_ALONE = {"min_ttft": "auto", "min_ttft_remote": "always"}  # others place no prompt on decode alone by choice
+
+
+def with_queue(config: SimConfig, queue: str, policy: str, ttft_limit_ms: float) -> SimConfig:
+    """The same with the router's queue, as a router has it that is told nothing.
+
+    Args:
+        queue: "none": all are placed when they come; "wait": they may wait; "refuse": the same, and who cannot have its
+            first token within `ttft_limit_ms` is refused.
+
+    Raises:
+        ValueError: `queue` is none of these.
+    """
+    if queue not in QUEUES:
+        raise ValueError(f"queue is {queue!r}; it is one of {', '.join(QUEUES)}")
+    if queue == "none":
+        return config
+    told = RouterConfig(model="", remote_prefill=_MAY_GO_ALONE.get(policy, "prefer"))
+    limit_ms = ttft_limit_ms if queue == "refuse" else 0.0
+    return replace(config, admission=AdmissionLimits.of(told), ttft_limit_ms=limit_ms)

@@ -22,6 +22,8 @@ class SimRequest:
     hash_ids: tuple[int, ...] = ()  # one for each full block of `id_tokens`, given all blocks before it
     id_tokens: int = 512
     prompt: tuple[int, ...] | None = None  # token ids, for simulations with content
+    priority: int = 0  # in the router's queue; higher first
+    tenant: str = ""
 
     @property
     def request_id(self) -> str:

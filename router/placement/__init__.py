@@ -1,6 +1,7 @@
 """Placement: which prefill and decode worker a prompt goes to, in estimated milliseconds. Pure.
 
 views      what it is told and what it answers
+rates      how quick a fleet is, and what of a measurement is believed
 scene      one prompt and the fleet it meets: every cost there is, in ms
 policy     the interface, four methods
 min_ttft   the default policy; `baselines` are for comparison

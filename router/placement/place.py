@@ -65,10 +65,12 @@ def _pick(
     policy: Policy, scene: Scene, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView], remote_prefill: str
 ) -> Pick:
     decodes = policy.filter(scene, decodes)
-    use = policy.filter(scene, prefills) if prefills and remote_prefill != "never" else ()
+    alone = remote_prefill == "never" or (scene.prompt.alone and scene.local is not Local.NEVER)
+    use = policy.filter(scene, prefills) if prefills and not alone else ()
     pick = policy.pick(scene, use, decodes)
     if pick is None and scene.local is not Local.NEVER:
-        pick = pick_alone(policy, scene, decodes, _why_no_pair(prefills, remote_prefill))
+        reason = _why_no_pair(prefills, remote_prefill)
+        pick = pick_alone(policy, scene, decodes, "prefill_busy" if scene.prompt.alone and prefills else reason)
     if pick is None:
         raise NoCapacity(_why_nowhere(prefills), retry_after_s=RETRY_AFTER_S)
     return pick

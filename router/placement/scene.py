@@ -3,25 +3,23 @@
     prefill p, decode d:  queue(p) + prefill(p)  +  exposed transfer(p, d)  +  decode(d)
     d alone:              queue(d) + prefill(d)  +  disturbance(d)          +  decode(d)
 
-The first two terms are the time to the first token. Rates are the workers' own measurements; one that has measured
-nothing yet is taken at the mean of the others, so that a fresh worker is neither flooded nor starved.
+The first two terms are the time to the first token. Rates are the workers' own measurements, drawn towards their
+role's mean by as much as predictions have been wrong lately (`drawn`); one that has measured nothing yet is taken at
+the mean, so that a fresh worker is neither flooded nor starved.
 
 Knows no clock, socket, Redis or randomness but its dice; decides nothing (`policy`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from diptych.messages import Role
 from router.placement.dice import Dice
-from router.placement.views import Avoid, Learnt, Link, PromptView, WorkerView, coarse, rounded
-
-# While nobody has measured anything. A small model on a CPU; wrong elsewhere, and replaced by the first measurement.
-UNMEASURED_PREFILL_MS_PER_TOKEN = 3.3
-UNMEASURED_DECODE_MS_PER_SEQUENCE = 1.0  # the rest of a step is alike for all, so it decides nothing
+from router.placement.rates import Rates, drawn
+from router.placement.views import Avoid, Learnt, Link, PromptView, WorkerView, rounded
 
 
 class Local(Enum):
@@ -30,29 +28,6 @@ class Local(Enum):
     NEVER = "never"
     IF_NEEDED = "if needed"  # there is no pair
     IF_SOONER = "if sooner"
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What a worker that has measured nothing is taken to do."""
-
-    prefill_ms_per_token: float
-    transfer_bytes_per_s: float  # 0: nobody has measured
-    decode_base_ms: float
-    decode_ms_per_sequence: float
-
-    @classmethod
-    def mean_of(cls, workers: Sequence[WorkerView]) -> Rates:
-        """Of those that have measured; of prefill workers, if any of them has, for prompts."""
-        by_role = {role: [w for w in workers if w.role is role and w.prefill_ms_per_token] for role in Role}
-        prompts = by_role[Role.PREFILL] or by_role[Role.DECODE]
-        decoding = [w for w in workers if w.decode_base_ms or w.decode_ms_per_sequence]
-        return cls(
-            _mean([w.prefill_ms_per_token for w in prompts], UNMEASURED_PREFILL_MS_PER_TOKEN),
-            _mean([rate for w in workers if (rate := w.transfer_bytes_per_s or w.best_link.bytes_per_s)], 0.0),
-            _mean([w.decode_base_ms for w in decoding], 0.0),
-            _mean([w.decode_ms_per_sequence for w in decoding], UNMEASURED_DECODE_MS_PER_SEQUENCE),
-        )
 
 
 @dataclass(slots=True)
@@ -71,17 +46,15 @@ class Scene:
 
     @property
     def rates(self) -> Rates:
-        """Means; seldom asked for, because workers soon have measured their own."""
+        """Means over the fleet, made once."""
         if self._rates is None:
             self._rates = Rates.mean_of(self.workers)
         return self._rates
 
     def among(self, workers: Sequence[WorkerView]) -> Scene:
         """The same for a few of the workers, without a reference to the others."""
-        needs_rates = any(not worker.prefill_ms_per_token or not worker.transfer_bytes_per_s for worker in workers)
-        matches = {worker.worker_id: self.matched(worker) for worker in workers}
-        rates = self.rates if needs_rates else self._rates
-        return Scene(self.prompt, matches, workers, self.turn, self.dice, self.avoid, self.learnt, self.local, rates)
+        matches, of = {worker.worker_id: self.matched(worker) for worker in workers}, self.rates
+        return Scene(self.prompt, matches, workers, self.turn, self.dice, self.avoid, self.learnt, self.local, of)
 
     def matched(self, worker: WorkerView) -> int:
         return self.matches.get(worker.worker_id, 0)
@@ -102,7 +75,12 @@ class Scene:
     # --- the terms ------------------------------------------------------------------------------------------------
 
     def ms_per_token(self, worker: WorkerView) -> float:
-        return worker.prefill_ms_per_token or self.rates.prefill_ms_per_token
+        rates, own = self._rates or self.rates, worker.prefill_ms_per_token
+        if not own:
+            return rates.prefill_ms_per_token
+        of_prefill = worker.role is Role.PREFILL
+        mean = rates.prefill_own_ms_per_token if of_prefill else rates.decode_own_ms_per_token
+        return drawn(own, mean or own, 1 - self.learnt.error)
 
     def queue_ms(self, worker: WorkerView) -> float:
         return worker.queued_prefill_tokens * self.ms_per_token(worker)
@@ -114,7 +92,7 @@ class Scene:
         """`queue_ms` and `prefill_ms`. The client has its first token then; the transfer does not delay it."""
         uncached = self.prompt.num_tokens - self.matches.get(worker.worker_id, 0)
         tokens = worker.queued_prefill_tokens + (uncached if uncached > 1 else 1)
-        return tokens * (worker.prefill_ms_per_token or self.rates.prefill_ms_per_token)
+        return tokens * self.ms_per_token(worker)
 
     def exposed_ms(self, prefill: WorkerView, decode: WorkerView) -> float:
         """From prefill's last token to decode being able to go on (see `_exposed_ms`)."""
@@ -127,9 +105,18 @@ class Scene:
         return self._exposed_ms(prefill, link, self.prompt.num_tokens - longest_match)
 
     def step_ms(self, decode: WorkerView) -> float:
-        """The inter-token latency there would be with this sequence in the batch."""
-        of = decode if decode.decode_base_ms or decode.decode_ms_per_sequence else self.rates
-        return of.decode_base_ms + of.decode_ms_per_sequence * (decode.num_running + 1)
+        """The inter-token latency there would be with this sequence in the batch.
+
+        Where every worker computes prompts, batches come and go with them and lines through step times are poor: they
+        are drawn to their mean as well. Behind prefill workers they are left apart: that packs sequences a little, and
+        leaves somebody free to compute a prompt when prefill is behind (docs/decisions/041).
+        """
+        rates, batch = self._rates or self.rates, decode.num_running + 1
+        own = decode.decode_base_ms + decode.decode_ms_per_sequence * batch
+        if own and rates.apart:
+            return own
+        mean = rates.decode_base_ms + rates.decode_ms_per_sequence * batch
+        return drawn(own, mean, 1 - self.learnt.error) if own else mean
 
     def decode_ms(self, decode: WorkerView) -> float:
         """The completion, as long as completions were lately."""
@@ -177,8 +164,3 @@ class Considered:
     scene: Scene
     prefills: tuple[WorkerView, ...]
     decodes: tuple[WorkerView, ...]
-
-
-def _mean(values: Iterable[float], default: float) -> float:
-    measured = list(values)
-    return coarse(sum(measured) / len(measured)) if measured else default

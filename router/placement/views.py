@@ -44,6 +44,7 @@ class WorkerView:
     chunk_tokens: int = 0  # a prompt is computed so many at a time; 0: at once
     decode_base_ms: float = 0.0  # a decode step takes base + num_running x ms_per_sequence; both 0: not measured yet
     decode_ms_per_sequence: float = 0.0
+    max_running: int = 0  # sequences in one step at most; 0: not said. For admission: placement does not look at it
     prefill_ms_per_token: float = field(init=False, compare=False, repr=False)  # 0: not measured yet
 
     def __post_init__(self) -> None:
@@ -67,6 +68,7 @@ class PromptView:
     block_bytes: int
     force_remote: bool = False  # a canary proves the whole path
     growth_blocks: int = 0  # beyond the prompt's, that its completion is expected to need
+    alone: bool = False  # no prefill worker is waited for: the router's queue would last longer than decode needs
 
 
 Pair = tuple[str, str]  # (prefill id, "" where decode computes the prompt itself; decode id)

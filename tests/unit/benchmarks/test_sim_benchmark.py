@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from benchmarks.sim.report import as_table
-from benchmarks.sim.runs import MEASURES, Case, Runs, sweep
+from benchmarks.sim.runs import MEASURES, Case, Runs, run_all, summarise, wins
 from benchmarks.sim.scale import measure_scale
 from loadgen.traces.mooncake import TraceRequest, write_mooncake
 
@@ -11,7 +11,9 @@ def test_seeds_become_intervals_and_a_table(tmp_path: Path) -> None:
     (tmp_path / "tiny_trace.jsonl").write_text("\n".join(write_mooncake(requests)))
     said: list[str] = []
     cases = [Case("tiny", "1P+1D", "random", seed, 500.0) for seed in range(2)]
-    (found,) = sweep(Runs(tmp_path, 40, said.append), cases, jobs=2)
+    answers = run_all(Runs(tmp_path, 40, said.append), cases, jobs=2)
+    (found,) = summarise(answers)
+    assert wins(answers, "random") == []  # against nobody
     assert (found["num_seeds"], found["num_failed"], len(said)) == (2, 0, 2)
     for name in MEASURES:
         assert found[name]["low"] <= found[name]["mean"] <= found[name]["high"]
@@ -24,8 +26,31 @@ def test_seeds_become_intervals_and_a_table(tmp_path: Path) -> None:
         "interference": [comparison],
         "interference_mape": 0.02,
         "results": [found],
+        "wins": [],
     }
     assert "random" in as_table(numbers)
+
+
+def answer(mean: float, p99: float) -> dict[str, object]:
+    return {"ttft_ms": {"mean": mean, "p99": p99}}
+
+
+def test_a_win_is_one_in_mean_and_tail_for_every_seed() -> None:
+    figures = {
+        "ours": [(10.0, 100.0), (11.0, 105.0), (10.5, 101.0)],
+        "slower": [(20.0, 200.0), (21.0, 203.0), (20.6, 201.0)],
+        "longer-tail-only": [(10.1, 200.0), (10.9, 203.0), (10.5, 201.0)],
+    }
+    answers = [
+        (Case("t", "8", policy, seed, 0.0), answer(*each))
+        for policy, runs in figures.items()
+        for seed, each in enumerate(runs)
+    ]
+    found = {each["against"]: each for each in wins(answers, "ours")}
+    assert {name: each["wins"] for name, each in found.items()} == {"slower": True, "longer-tail-only": False}
+    assert found["slower"]["ttft_mean_ms"]["high"] < 0
+    one_seed = [each for each in answers if each[0].seed == 0]
+    assert not any(each["wins"] for each in wins(one_seed, "ours"))
 
 
 def test_a_small_fleet_at_scale() -> None:

@@ -322,6 +322,16 @@ def test_the_same_arguments_give_the_same_answer_and_another_seed_spreads_otherw
     assert policy == "round-robin" or run(1) != run(2)
 
 
+def test_who_does_not_wait_for_a_prefill_worker_is_computed_by_decode_where_it_may_be() -> None:
+    """The router's queue has found that sooner; only it knows how long the queue is."""
+    fleet = [prefill("p"), decode("busy", num_running=5), decode("idle")]
+    prompt = replace(PROMPT, alone=True)
+    placed = choose(*fleet, prompt=prompt)
+    assert (pair_of(placed), placed.reason) == (("", "idle"), "prefill_busy")
+    assert pair_of(choose(*fleet, prompt=prompt, remote="always"))[0] == "p"
+    assert choose(decode("d"), prompt=prompt).reason == "no_prefill_worker"
+
+
 # --- properties -------------------------------------------------------------------------------------------------------
 
 LINKS = st.builds(Link, st.sampled_from([1e5, 1e6, 1e8]), st.sampled_from([0.0, 2.0, 30.0]))
