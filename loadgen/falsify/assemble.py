@@ -1,0 +1,161 @@
+"""From a command line's values to what a trial is made of: its design, and what it runs on."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from diptych.engine.sim.timing import FittedTiming, FixedTiming
+from diptych.engine.sim.timing_spec import deployment_of, parse_timing
+from loadgen.experiment.process import find_door, running_folder
+from loadgen.experiment.run import Backend
+from loadgen.experiment.served import Served
+from loadgen.experiment.shape import Say
+from loadgen.experiment.simulated import Simulation
+from loadgen.experiment.system import RunningCluster, StartedCluster
+from loadgen.experiment.tables import ClusterSpec, SimSpec
+from loadgen.falsify.design import Traffic
+from loadgen.falsify.trial import digest_of
+from loadgen.planner.engines import largest_block
+from loadgen.planner.options import EngineOptions
+from loadgen.planner.traffic import default_jitter_ms, read_workload
+from loadgen.workloads.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A cluster that somebody else started. An empty URL: the one that this user runs."""
+
+    admin_url: str = ""
+    admin_key: str = ""
+
+
+def read_traffic(
+    trace: str,
+    *,
+    num_requests: int | None,
+    rate: float,
+    speedup: float,
+    jitter_ms: float | None,
+    limits: tuple[int | None, int | None],
+    warmup_share: float,
+) -> tuple[Traffic, Workload]:
+    """
+    Args:
+        num_requests: of a generator, which would never end; a file is read whole.
+        limits: tokens in and out; longer ones are cut by the load generator.
+
+    Raises:
+        ValueError: the trace is not of its format, has no times and there is no rate, or a number is out of range.
+        OSError: the file cannot be read.
+    """
+    _, workload = read_workload(trace, None if Path(trace).exists() or Path(trace).suffix else num_requests)
+    if rate < 0 or speedup <= 0 or (rate and speedup != 1.0):
+        raise ValueError("give a rate or a speed-up of recorded times, not both, and above 0")
+    if not workload.timed and not rate:
+        raise ValueError(f"{trace} has no times of its own; give a rate")
+    max_input, max_output = limits
+    is_cut = [
+        (max_input is not None and each.input_length > max_input)
+        or (max_output is not None and each.output_length > max_output)
+        for each in workload.requests
+    ]
+    return (
+        Traffic(
+            trace=Path(trace).name,
+            sha256=digest_of(workload),
+            requests_in_trace=len(workload.requests),
+            rate=rate,
+            speedup=speedup,
+            jitter_ms=(default_jitter_ms(workload.requests) if jitter_ms is None else jitter_ms) * (not rate),
+            max_input=max_input,
+            max_output=max_output,
+            num_cut=sum(is_cut),
+            warmup_share=warmup_share,
+        ),
+        workload,
+    )
+
+
+def read_cluster(file: Path | None, model: str, cores_per_worker: int) -> ClusterSpec:
+    """
+    Raises:
+        ValueError: the file is no such description.
+        OSError: it cannot be read.
+    """
+    base: dict[str, Any] = {"model": model, "cores_per_worker": cores_per_worker}
+    if file is None:
+        return ClusterSpec(**base)
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        return msgspec.convert({**base, **data.get("cluster", {})}, ClusterSpec)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ValueError(f"{file.name}: {error}") from None
+
+
+def started(spec: ClusterSpec, folder: Path, api_key: str, say: Say) -> Backend:
+    system = StartedCluster(spec.described(), folder / "cluster", os.environ, say, spec.ray_address)
+    return Served(system, lambda: system.door, _headers(api_key))
+
+
+def running(which: Running, api_key: str, say: Say) -> Backend:
+    """
+    Raises:
+        SystemUnavailable: this user runs none, or more than one.
+    """
+    url, key = which.admin_url, which.admin_key
+    if not url:
+        found = find_door(running_folder(os.environ))
+        url, key = found.admin_url, found.admin_key
+    system = RunningCluster(url, key, say)
+    return Served(system, lambda: system.door, _headers(api_key))
+
+
+def simulated(engine: EngineOptions, workload: Workload) -> Backend:
+    """
+    Raises:
+        ValueError: the timing is not known, or the blocks do not fit the trace's.
+    """
+    timing, known = parse_timing(engine.timing), deployment_of(engine.timing)
+    of_tables: dict[str, Any] = (
+        {"model": known.model, "gpu": known.gpu, "tensor_parallel": known.tensor_parallel} if known else {}
+    )
+    if known is None and not (engine.kv_tokens and engine.kv_bytes_per_token):
+        raise ValueError(f"timing {engine.timing!r} says nothing of KV: give --kv-tokens and --kv-bytes-per-token")
+    per_token = engine.kv_bytes_per_token or (known.kv_bytes_per_token if known else 0)
+    spec = SimSpec(
+        **of_tables,
+        fitted={} if known else closed_forms(timing),
+        kv_bytes_per_token=per_token,
+        kv_cache_bytes=engine.kv_tokens * per_token,
+        block_size=largest_block([each.block_tokens for each in workload.requests], engine.block_size),
+        max_running=engine.max_running,
+        wire_bytes_per_s=engine.wire_gb_per_s * 1e9,
+        hop_ms=engine.hop_ms,
+    )
+    return Simulation(spec)
+
+
+def closed_forms(timing: object) -> dict[str, float]:
+    """A timing model as `FittedTiming`'s fields.
+
+    Raises:
+        ValueError: it cannot be said so.
+    """
+    if isinstance(timing, FittedTiming):
+        return asdict(timing)
+    if isinstance(timing, FixedTiming) and timing.prefill_ms >= timing.decode_ms:  # a mixed step takes the greater base
+        per_token_ms = timing.prefill_us_per_token / 1e3
+        return asdict(FittedTiming(timing.prefill_ms, per_token_ms, 0.0, timing.decode_ms, 0.0, 0.0))
+    raise ValueError(
+        "a simulated trial needs a fit:, fitted: or measured: timing, or a fixed: one with prefill ≥ decode"
+    )
+
+
+def _headers(api_key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {api_key}"} if api_key else {}

@@ -1,0 +1,131 @@
+"""The design and the verdict in words, as data, and as one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import msgspec
+
+from loadgen.falsify.design import Design
+from loadgen.falsify.verdict import EXIT_STATUS, Block, Verdict
+from loadgen.report.style import CSS
+from loadgen.sim.intervals import Interval
+
+
+def as_data(design: Design, blocks: Sequence[Block], verdict: Verdict) -> dict[str, Any]:
+    return {
+        "sha256": design.digest,
+        "verdict": verdict.answer.value,
+        "exit_status": EXIT_STATUS[verdict.answer],
+        "simulated": design.simulated,
+        **{name: value for name, value in msgspec.to_builtins(verdict).items() if name != "answer"},
+        "blocks": [{**msgspec.to_builtins(block), "difference": block.difference} for block in blocks],
+        "design": msgspec.to_builtins(design),
+    }
+
+
+def design_text(design: Design) -> str:
+    ours, theirs = design.arms
+    rows = {
+        "question": f"{design.question}: {design.claim}",
+        "A": f"{ours.name}: {ours.shape}, {ours.policy}",
+        "B": f"{theirs.name}: {theirs.shape}, {theirs.policy}",
+        "both": f"{ours.max_batch_tokens} tokens a step; {design.system}",
+        "traffic": _traffic(design),
+        "limits": f"TTFT {design.ttft_ms:g} ms, TPOT {design.tpot_ms:g} ms",
+        "primary metric": design.primary,
+        "effect": f"{design.effect}; at least {design.minimal_effect * 100:g} points count",
+        "blocks": f"{design.num_blocks}, in the order {' '.join(design.orders)} (seed {design.seed})",
+        "stopping": design.stopping,
+        "exclusion": design.exclusion,
+        "analysis": design.analysis,
+        "sha256": design.digest,
+    }
+    head = "Pre-registered, before the first request" + (" (SIMULATED: nothing is measured)" * design.simulated)
+    return "\n".join([head, *(f"  {name:<15} {text}" for name, text in rows.items())])
+
+
+def verdict_text(design: Design, blocks: Sequence[Block], verdict: Verdict) -> str:
+    ours, theirs = design.arms
+    lines = [f"{'block':<7}{'order':<7}{ours.name:>15}{theirs.name:>15}{'difference':>12}"]
+    for block in blocks:
+        sides = "".join(f"{side.attainment:>15.1%}" for side in (block.first, block.second))
+        note = (
+            ""
+            if block.valid
+            else "   left out: " + "; ".join(block.first.invalid_because or block.second.invalid_because)
+        )
+        lines.append(f"{block.number + 1:<7}{block.order:<7}{sides}{block.difference * 100:>+12.1f}{note}")
+    if verdict.secondary:
+        lines += ["", "Not for the verdict:"]
+        lines += [
+            f"  {each.name:<16}{each.first:>12.4g}{each.second:>12.4g}"
+            f"   {each.difference.mean:+.3g} ({_range(each.difference, 1)})"
+            for each in verdict.secondary
+        ]
+    return "\n".join([*lines, "", headline(design, verdict), f"  {verdict.why}", f"  sha256 {design.digest}"])
+
+
+def headline(design: Design, verdict: Verdict) -> str:
+    label = "SIMULATED, not measured: " if design.simulated else ""
+    effect = (
+        "no effect can be stated"
+        if verdict.effect is None
+        else (
+            f"{verdict.effect.mean * 100:+.1f} points of attainment (95 %: {_range(verdict.effect, 100)}), "
+            f"{verdict.blocks_used} blocks"
+        )
+    )
+    return f"{label}{design.question}: {verdict.answer.value.upper()}. {effect}"
+
+
+def page(design: Design, blocks: Sequence[Block], verdict: Verdict) -> str:
+    """One HTML page without a script that opens offline."""
+    title = f"{design.question} on {design.traffic.trace}: {verdict.answer.value}"
+    ours, theirs = (arm.name for arm in design.arms)
+    rows = "".join(
+        f"<tr><th>{block.number + 1} ({block.order}){'' if block.valid else ', left out'}</th>"
+        f"<td>{block.first.attainment:.1%}</td><td>{block.second.attainment:.1%}</td>"
+        f"<td>{block.difference * 100:+.1f}</td></tr>"
+        for block in blocks
+    )
+    more = "".join(
+        f"<tr><th>{escape(each.name)}</th><td>{each.first:.4g}</td><td>{each.second:.4g}</td>"
+        f"<td>{each.difference.mean:+.3g}<small>{_range(each.difference, 1)}</small></td></tr>"
+        for each in verdict.secondary
+    )
+    head = (
+        f"<thead><tr><th></th><th>{escape(ours)}</th><th>{escape(theirs)}</th><th>difference</th></tr></thead><tbody>"
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{CSS}</style></head><body><main><h1>{escape(title)}</h1>"
+        f'<div class="card verdict"><b>{escape(headline(design, verdict))}</b><p>{escape(verdict.why)}</p></div>'
+        f"{_section('Attainment by block', head + rows)}{_section('Not for the verdict', head + more)}"
+        f"<section><h2>What was fixed beforehand</h2><pre>{escape(design_text(design))}</pre></section>"
+        "</main></body></html>\n"
+    )
+
+
+def _section(heading: str, table: str) -> str:
+    return f'<section><h2>{heading}</h2><div class="card scroll"><table>{table}</tbody></table></div></section>'
+
+
+def _traffic(design: Design) -> str:
+    of, each = design.traffic, design.stretches[0]
+    share = each.count * design.num_blocks / of.requests_in_trace
+    load = f"{of.rate:g} requests/s instead of its times" if of.rate else "at its own times"
+    if of.speedup != 1.0:
+        load = f"its times divided by {of.speedup:g}, so this is not the recorded load"
+    cut = f"; {of.num_cut} requests are cut to {of.max_input} in, {of.max_output} out" if of.num_cut else ""
+    return (
+        f"{of.trace}, {of.requests_in_trace} requests: {design.num_blocks} disjoint stretches of {each.count} "
+        f"({share:.0%} of it), {load}{cut}; the first {of.warmup_share:.0%} of each is warm-up"
+    )
+
+
+def _range(of: Interval, factor: float) -> str:
+    return f"{of.low * factor:+.3g} to {of.high * factor:+.3g}"

@@ -1,0 +1,176 @@
+"""Runs a design: block by block, both arms on the same requests at the same times, in the order that was drawn.
+
+Whether a run may be used is asked of the generator's account alone. Knows nothing of what runs the cluster
+(`loadgen.experiment.run.Backend`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from loadgen.arrivals import Arrivals, OpenLoop, Piece, TraceTimes
+from loadgen.client.config import RunConfig
+from loadgen.experiment.configs import settle_config
+from loadgen.experiment.run import Backend
+from loadgen.experiment.shape import Say, Shape
+from loadgen.falsify.design import Design
+from loadgen.falsify.questions import Arm
+from loadgen.falsify.verdict import Block, Side
+from loadgen.report.result import STOPPED, RunResult
+from loadgen.traces.request_log import write_request_log
+from loadgen.workloads.workload import Workload
+
+ATTEMPTS = 2  # the design's exclusion rule
+SETTLE_REQUESTS = 2  # a worker, sent and forgotten when an arm's cluster is new
+
+
+class Stopped(Exception):
+    """The run under way was stopped; its figures are of no use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """How requests are put to the server; part of the system, not of what is compared."""
+
+    vocabulary_size: int = 32_000
+    timeout_s: float = 600.0
+    processes: int = 1
+    lag_limit_ms: float = 10.0
+
+
+class Trial:
+    """Attributes: blocks that are over."""
+
+    def __init__(
+        self, design: Design, workload: Workload, backend: Backend, client: Client, folder: Path, say: Say
+    ) -> None:
+        self.blocks: list[Block] = []
+        self._design = design
+        self._workload = workload
+        self._backend = backend
+        self._client = client
+        self._folder = folder
+        self._say = say
+        self._shape: Shape | None = None
+        self._target = ("", "")
+
+    async def run(self) -> None:
+        """All blocks.
+
+        Raises:
+            SystemUnavailable, ShardFailed: an arm could not be measured; there is no verdict then.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for number in range(self._design.num_blocks):
+            log = self._write_stretch(number)
+            for attempt in range(1, ATTEMPTS + 1):
+                block = await self._block(number, log, attempt)
+                if block.valid:
+                    break
+                self._say(f"block {number + 1}: the generator fell behind (attempt {attempt} of {ATTEMPTS})")
+            self.blocks.append(block)
+            self._say(f"block {number + 1} of {self._design.num_blocks} is over")  # no figures: nobody looks
+
+    async def _block(self, number: int, log: Path, attempt: int) -> Block:
+        order = self._design.orders[number]
+        sides: dict[str, Side] = {}
+        for letter in order:
+            arm = self._design.arms["AB".index(letter)]
+            sides[letter] = await self._measure(number, arm, log, attempt)
+        return Block(number=number, order=order, first=sides["A"], second=sides["B"], attempts=attempt)
+
+    async def _measure(self, number: int, arm: Arm, log: Path, attempt: int) -> Side:
+        is_new = arm.shape != self._shape
+        if is_new:
+            self._shape, self._target = None, await self._backend.shape(arm.shape)
+            self._shape = arm.shape
+        config = self._config(number, arm, log, attempt)
+        if is_new:
+            await self._backend.settle(settle_config(config, arm.prefill + arm.decode, SETTLE_REQUESTS))
+        stem = f"block-{number + 1:02}-{arm.name}" + ("-again" if attempt > 1 else "")
+        records = self._folder / f"{stem}.requests.jsonl"
+        result, _ = await self._backend.measure(config, arm.shape, records)
+        (self._folder / f"{stem}.run.json").write_bytes(msgspec.json.encode(result))
+        if STOPPED in result.invalid_because:
+            raise Stopped
+        return side_of(result)
+
+    def _config(self, number: int, arm: Arm, log: Path, attempt: int) -> RunConfig:
+        design, traffic, client = self._design, self._design.traffic, self._client
+        base_url, model = self._target
+        stretch = design.stretches[number]
+        return RunConfig(
+            base_url=base_url,
+            model=model,
+            name=f"block {number + 1}, {arm.name}",
+            workload=f"log:{log}",
+            arrivals=self._arrivals(),
+            num_requests=stretch.count,
+            warmup_s=round(traffic.warmup_share * self._duration_s(number), 3),
+            seed=design.seed + number,
+            salt=_salt(design.digest, number, arm.name, attempt),
+            vocabulary_size=client.vocabulary_size,
+            max_input=traffic.max_input,
+            max_output=traffic.max_output,
+            timeout_s=client.timeout_s,
+            processes=client.processes,
+            lag_limit_ms=client.lag_limit_ms,
+            ttft_limit_ms=design.ttft_ms,
+            tpot_limit_ms=design.tpot_ms,
+        )
+
+    def _arrivals(self) -> Arrivals:
+        traffic = self._design.traffic
+        if traffic.rate:
+            return OpenLoop((Piece(None, traffic.rate, traffic.rate),))
+        return TraceTimes(traffic.speedup, traffic.jitter_ms)
+
+    def _duration_s(self, number: int) -> float:
+        stretch, traffic = self._design.stretches[number], self._design.traffic
+        if traffic.rate:
+            return stretch.count / traffic.rate
+        first, last = (self._workload.requests[stretch.first + at].arrival_ms for at in (0, stretch.count - 1))
+        return (last - first) / traffic.speedup / 1e3
+
+    def _write_stretch(self, number: int) -> Path:
+        """The block's requests as a log of their own, from 0 ms on."""
+        stretch = self._design.stretches[number]
+        part = slice(stretch.first, stretch.first + stretch.count)
+        requests, labels = self._workload.requests[part], self._workload.labels[part]
+        start_ms = requests[0].arrival_ms
+        rebased = [replace(each, arrival_ms=each.arrival_ms - start_ms) for each in requests]
+        path = self._folder / f"block-{number + 1:02}.log.jsonl"
+        path.write_bytes(b"".join(write_request_log(rebased, labels)))
+        return path
+
+
+def side_of(result: RunResult) -> Side:
+    ttft, tpot = (result.summary.latencies.get(name) for name in ("ttft", "tpot"))
+    return Side(
+        measured=result.summary.measured,
+        failed=sum(result.summary.failures.values()),
+        attainment=result.summary.goodput.attainment,
+        ttft_mean_ms=ttft.mean if ttft else None,
+        ttft_p90_ms=ttft.p90 if ttft else None,
+        tpot_mean_ms=tpot.mean if tpot else None,
+        hit_rate=result.summary.cache.hit_rate,
+        invalid_because=list(result.invalid_because),
+    )
+
+
+def digest_of(workload: Workload) -> str:
+    """SHA-256 over every request as our log writes it: the same for a file and a copy in another format."""
+    digest = hashlib.sha256()
+    for line in write_request_log(workload.requests, workload.labels):
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def _salt(digest: str, number: int, arm: str, attempt: int) -> int:
+    """31 bits, another one for every run: nothing of an earlier one is in a cache."""
+    made = hashlib.blake2b(f"{digest}/{number}/{arm}/{attempt}".encode(), digest_size=4).digest()
+    return int.from_bytes(made, "little") >> 1

@@ -1,0 +1,97 @@
+"""Options that `plan` and `falsify` share: what a good request is, and the simulated engine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cyclopts import Parameter
+
+from loadgen.planner.engines import DEFAULT_TIMING, Engine, engine_of, largest_block
+from loadgen.planner.traffic import Traffic
+from loadgen.sim.metrics import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    ttft_ms: float
+    tpot_ms: float
+    attainment: float = 0.9  # DistServe's (OSDI'24)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.ttft_ms, self.tpot_ms)
+
+
+def parse_slo(text: str) -> Slo:
+    """ "ttft_ms=1000,tpot_ms=50", optionally ",attainment=0.95".
+
+    Raises:
+        ValueError: a name or number is wrong or missing.
+    """
+    values: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        name, _, number = part.strip().partition("=")
+        if name not in Slo.__dataclass_fields__:
+            raise ValueError(f"--slo knows no {name!r}; it is ttft_ms=…,tpot_ms=… and optionally attainment=0.9")
+        values[name] = float(number)
+        if not 0 < values[name] < math.inf:
+            raise ValueError(f"--slo: {name} must be above 0")
+    if missing := {"ttft_ms", "tpot_ms"} - values.keys():
+        raise ValueError(f"--slo lacks {', '.join(sorted(missing))}")
+    if values.get("attainment", 1.0) > 1:
+        raise ValueError("--slo: attainment is a share, at most 1")
+    return Slo(**values)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """The simulated engine.
+
+    Parameters
+    ----------
+    timing
+        How long its steps take: fit:MODEL/GPU/TP of our tables, fixed:prefill_ms=…,decode_ms=…, fitted:… or
+        measured:FILE, of a running worker.
+    block_size
+        Tokens in a KV block; 0: the trace's own.
+    kv_tokens, kv_bytes_per_token
+        KV of one worker. Needed unless the timing is a fit:, where the tables know.
+    max_batch_tokens
+        Tokens in one step, which is also the longest prefill chunk.
+    max_running
+        Sequences in one step.
+    hop_ms
+        Router to worker, each way.
+    wire_gb_per_s
+        Between two workers; 0: 50, a 400 Gb/s port.
+    """
+
+    timing: str = DEFAULT_TIMING
+    block_size: int = 0
+    kv_tokens: int = 0
+    kv_bytes_per_token: int = 0
+    max_batch_tokens: int = 8_192
+    max_running: int = 256
+    hop_ms: float = 0.5
+    wire_gb_per_s: float = 0.0
+
+    def engine(self, traffic: Traffic) -> Engine:
+        """
+        Raises:
+            ValueError: the timing is not known, or the blocks do not fit the trace's.
+        """
+        return engine_of(
+            self.timing,
+            largest_block([each.block_tokens for each in traffic.requests], self.block_size),
+            kv_tokens=self.kv_tokens,
+            kv_bytes_per_token=self.kv_bytes_per_token,
+            max_batch_tokens=self.max_batch_tokens,
+            max_running=self.max_running,
+            hop_ms=self.hop_ms,
+            wire_gb_per_s=self.wire_gb_per_s,
+        )
+
+
+DEFAULT_ENGINE = EngineOptions()

@@ -1,0 +1,170 @@
+"""The best fleet of a size, and how sure that is. Pure: given a function that measures.
+
+Seeds are paired: seed i moves the arrivals alike for every fleet, so fleets are compared by their differences seed by
+seed (common random numbers), which spread far less than their figures do.
+
+Up to `EXACT_UP_TO` workers every ratio is measured. Beyond, one seed goes over a coarse grid, and then between the best
+points of it in halved steps: that finds the best if attainment rises to one peak and falls behind it, and the answer
+says that it was assumed. Then seeds are added in rounds, and a fleet leaves when its paired interval lies wholly below
+the best one's by more than `flat` (racing: Maron and Moore, "Hoeffding races", 1994, with Student's t for the bound).
+What is said about best against colocated is measured again on seeds that had no part in the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from loadgen.planner.cells import Measure, Outcome, colocated, mean_of, ratios
+from loadgen.sim.config import Fleet
+from loadgen.sim.intervals import Interval, interval
+
+EXACT_UP_TO = 16  # workers
+GRID_POINTS = 8
+FIRST_ROUND = 3  # seeds before anything is dropped: fewer know no spread
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One fleet. `minus_best` is of the attainment, seed by seed; None for the best itself or one seed."""
+
+    fleet: Fleet
+    outcomes: list[Outcome]
+    mean: Outcome
+    attainment: Interval
+    minus_best: Interval | None
+
+    def is_as_good(self, flat: float) -> bool:
+        """No further below the best than `flat`."""
+        return self.minus_best is None or self.minus_best.mean >= -flat
+
+    @property
+    def may_be_best(self) -> bool:
+        """The seeds do not tell it from the best."""
+        return self.minus_best is None or self.minus_best.high >= 0
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """
+    Attributes:
+        found: best first; each of them a ratio, colocated not among them.
+        exact: every ratio was measured.
+        gain: attainment of the best over colocated, on fresh seeds; None with fewer than two workers.
+    """
+
+    num_workers: int
+    found: list[Found]
+    colocated: Found
+    exact: bool
+    gain: Interval | None
+    fresh_best: Outcome | None
+    fresh_colocated: Outcome | None
+
+    @property
+    def overall(self) -> Found:
+        """The best of all, colocated among them."""
+        disaggregated = self.found[:1]
+        return max([*disaggregated, self.colocated], key=lambda each: each.mean.rank)
+
+
+def search(num_workers: int, measure: Measure, num_seeds: int, flat: float) -> Search:
+    """
+    Args:
+        flat: attainment; fleets that are worse than the best by more are dropped early.
+
+    Raises:
+        ValueError: there is no worker, or no seed.
+    """
+    if num_workers < 1 or num_seeds < 1:
+        raise ValueError("a plan needs at least one worker and one seed")
+    cells, exact = candidates(num_workers, measure)
+    alive = cells
+    for seeds in dict.fromkeys((min(FIRST_ROUND, num_seeds), num_seeds)):
+        outcomes = {cell: [measure(cell, seed) for seed in range(seeds)] for cell in alive}
+        alive = _survivors(outcomes, flat)
+    together = colocated(num_workers)
+    alone = _found(together, [measure(together, seed) for seed in range(num_seeds)], None)
+    if not cells:
+        return Search(num_workers, [], alone, True, None, None, None)
+    found = _ranked({cell: _measured(cell, measure, num_seeds, cell in alive) for cell in cells})
+    fresh = range(num_seeds, 2 * num_seeds)
+    best, both = ([measure(cell, seed) for seed in fresh] for cell in (found[0].fleet, together))
+    gain = difference(best, both)
+    return Search(num_workers, found, alone, exact, gain, mean_of(best), mean_of(both))
+
+
+def smallest(
+    max_workers: int, measure: Measure, num_seeds: int, flat: float, attainment: float
+) -> tuple[Search, dict[int, float]]:
+    """The fewest workers of which some fleet attains so much, by bisection (more workers do not attain less), and what
+    the best of each size that was tried attained on the first seed. If even `max_workers` do not: those.
+    """
+    tried: dict[int, float] = {}
+
+    def best_of(size: int) -> float:
+        cells, _ = candidates(size, measure)
+        return max(measure(cell, 0).attainment for cell in (*cells, colocated(size)))
+
+    low, high = 0, max_workers  # `low` do not suffice
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried[middle] = best_of(middle)
+        low, high = (low, middle) if tried[middle] >= attainment else (middle, high)
+    for size in range(high, max_workers + 1):  # one seed may have flattered it
+        made = search(size, measure, num_seeds, flat)
+        tried[size] = made.overall.mean.attainment
+        if tried[size] >= attainment:
+            break
+    return made, dict(sorted(tried.items()))
+
+
+def candidates(num_workers: int, measure: Measure) -> tuple[list[Fleet], bool]:
+    """The ratios worth more than one seed, and whether they are all there are."""
+    cells = ratios(num_workers)
+    if num_workers <= EXACT_UP_TO:
+        return cells, True
+    step = max(1, len(cells) // GRID_POINTS)
+    seen = set(range(step // 2, len(cells), step))
+    while step > 1:
+        step = (step + 1) // 2
+        best = sorted(seen, key=lambda index: measure(cells[index], 0).rank, reverse=True)[:2]
+        near = {index + away for index in best for away in (-step, step)}
+        seen |= {index for index in near if 0 <= index < len(cells)}
+    by_rank = sorted(seen, key=lambda index: measure(cells[index], 0).rank, reverse=True)
+    return [cells[index] for index in sorted(by_rank[:GRID_POINTS])], False
+
+
+def difference(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> Interval:
+    """Of attainment, seed by seed."""
+    return interval([our.attainment - their.attainment for our, their in zip(ours, theirs, strict=True)])
+
+
+def _survivors(outcomes: dict[Fleet, list[Outcome]], flat: float) -> list[Fleet]:
+    best = max(outcomes.values(), key=lambda each: mean_of(each).rank, default=[])
+    if len(best) < 2:
+        return list(outcomes)
+    return [cell for cell, each in outcomes.items() if each is best or difference(each, best).high >= -flat]
+
+
+def _measured(cell: Fleet, measure: Measure, num_seeds: int, survived: bool) -> list[Outcome]:
+    return [measure(cell, seed) for seed in range(num_seeds if survived else min(FIRST_ROUND, num_seeds))]
+
+
+def _ranked(outcomes: dict[Fleet, list[Outcome]]) -> list[Found]:
+    """Best first. Only a fleet with all seeds can be the best: the others were dropped because they are not."""
+    most = max(len(each) for each in outcomes.values())
+    order = sorted(outcomes, key=lambda cell: (len(outcomes[cell]) == most, mean_of(outcomes[cell]).rank), reverse=True)
+    best = outcomes[order[0]]
+    made = [_found(cell, outcomes[cell], None if cell is order[0] else best) for cell in order]
+    return made[:1] + sorted(made[1:], key=lambda each: each.mean.rank, reverse=True)
+
+
+def _found(cell: Fleet, outcomes: list[Outcome], best: Sequence[Outcome] | None) -> Found:
+    against = difference(outcomes, best[: len(outcomes)]) if best and len(outcomes) > 1 else None
+    return Found(cell, outcomes, mean_of(outcomes), interval([each.attainment for each in outcomes]), against)
+
+
+def flat_region(found: Iterable[Found], flat: float) -> list[Found]:
+    """The fleets no further below the best than `flat`, and the best."""
+    return [each for each in found if each.is_as_good(flat)]

@@ -1,0 +1,113 @@
+"""Traffic to plan for: what a user recorded, in any format that is known, or a generator at a rate.
+
+Seeds move arrivals: recorded times by a jitter, a rate by another draw of a Poisson process. What
+is asked for stays the same. So the spread over seeds says how much an answer owes to exact times, and nothing about
+another day's traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loadgen.arrivals import OpenLoop as Rate
+from loadgen.arrivals import Piece, open_loop_times_ms
+from loadgen.sim.event_loop import NS_PER_MS
+from loadgen.sim.requests import from_trace
+from loadgen.sim.workload import OpenLoop, replay
+from loadgen.traces.mooncake import TraceRequest, quantum_ms
+from loadgen.traces.recognise import recognise
+from loadgen.workloads.spec import READERS, make_workload
+from loadgen.workloads.workload import Workload, clipped
+
+KINDS = (*READERS, "sharegpt", "log")
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """
+    Attributes:
+        name: for people: the file's name or the generator.
+        spec: as `loadgen.workloads.spec` reads it.
+        rate: requests/s; 0: at the recorded times.
+        jitter_ms: of recorded times, before the speed-up.
+    """
+
+    name: str
+    spec: str
+    requests: Sequence[TraceRequest]
+    labels: Sequence[str]
+    rate: float = 0.0
+    jitter_ms: float = 0.0
+    speedup: float = 1.0
+
+    @property
+    def duration_s(self) -> float:
+        if self.rate:
+            return len(self.requests) / self.rate
+        return (self.requests[-1].arrival_ms - self.requests[0].arrival_ms) / self.speedup / 1e3
+
+    @property
+    def block_tokens(self) -> int:
+        """Of the prompts' hash ids; the engine's block has to divide it."""
+        return self.requests[0].block_tokens
+
+    def arrivals(self, seed: int) -> OpenLoop:
+        if not self.rate:
+            return replay(self.requests, jitter_ms=self.jitter_ms, speedup=self.speedup, seed=seed)
+        times = open_loop_times_ms(Rate((Piece(None, self.rate, self.rate),)), seed, len(self.requests)).tolist()
+        pairs = enumerate(zip(self.requests, times, strict=True))
+        return OpenLoop([from_trace(number, each, round(ms * NS_PER_MS)) for number, (each, ms) in pairs])
+
+
+def read_workload(trace: str, num_requests: int | None = None) -> tuple[str, Workload]:
+    """A file in a known format, `FORMAT:FILE` or a generator; with its name for `loadgen.workloads.spec`.
+
+    Raises:
+        ValueError: it is none of these, or a line is not of the format.
+        OSError: the file cannot be read.
+    """
+    path = Path(trace)
+    spec = f"{recognise(path)}:{path}" if path.exists() or path.suffix else trace
+    workload = make_workload(spec, num_requests, seed=0)
+    if not workload.requests:
+        raise ValueError(f"there is no request in {trace}")
+    return spec, workload
+
+
+def load_traffic(
+    trace: str,
+    *,
+    num_requests: int | None = None,
+    rate: float = 0.0,
+    speedup: float = 1.0,
+    jitter_ms: float | None = None,
+    max_input: int | None = None,
+    max_output: int | None = None,
+) -> Traffic:
+    """
+    Args:
+        rate: instead of recorded times.
+        jitter_ms: None: as much as the timestamps leave open, at least a mean gap, so that seeds differ at all.
+        max_input, max_output: tokens; what is longer is cut.
+
+    Raises:
+        ValueError: the trace is not of its format, has no times and there is no rate, or a number is out of range.
+        OSError: the file cannot be read.
+    """
+    spec, workload = read_workload(trace, num_requests)
+    if not workload.timed and not rate:
+        raise ValueError(f"{trace} has no times of its own; give a rate")
+    if rate < 0 or speedup <= 0 or (rate and speedup != 1.0):
+        raise ValueError("give a rate or a speed-up of recorded times, not both, and above 0")
+    workload = clipped(workload, max_input, max_output)
+    found = Traffic(Path(trace).name, spec, workload.requests, workload.labels, rate, 0.0, speedup)
+    if rate:
+        return found
+    return replace(found, jitter_ms=default_jitter_ms(workload.requests) if jitter_ms is None else jitter_ms)
+
+
+def default_jitter_ms(requests: Sequence[TraceRequest]) -> float:
+    mean_gap_ms = (requests[-1].arrival_ms - requests[0].arrival_ms) / max(1, len(requests) - 1)
+    return max(quantum_ms(requests), mean_gap_ms)

@@ -1,0 +1,164 @@
+"""`plan` from a trace to what it says, on small simulated clusters; and the simulator held against a measured run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from loadgen.arrivals import TraceTimes
+from loadgen.client.config import RunConfig
+from loadgen.experiment.shape import Shape
+from loadgen.experiment.simulated import Simulation
+from loadgen.experiment.tables import SimSpec
+from loadgen.planner.cli import MISSED, plan
+from loadgen.planner.options import EngineOptions, parse_slo
+from loadgen.planner.traffic import load_traffic
+
+FITTED = "fitted:prefill_c0_ms=10,prefill_c1_ms_per_token=0.1,decode_c0_ms=10,decode_c1_ms_per_row=0.2"
+ENGINE = EngineOptions(timing=FITTED, kv_tokens=40_000, kv_bytes_per_token=1_000, max_batch_tokens=256, hop_ms=0.0)
+
+
+def write_log(path: Path, num_requests: int = 60, gap_ms: float = 100.0) -> Path:
+    lines = [
+        {"arrival_ms": gap_ms * i, "input_tokens": 400 + 37 * (i % 5), "output_tokens": 20 + i % 7, "block_tokens": 16}
+        for i in range(num_requests)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_a_plan_says_everything_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = write_log(tmp_path / "mine.jsonl")
+    code = plan(str(trace), slo="ttft_ms=500,tpot_ms=12", workers=3, seeds=3, engine=ENGINE, json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert code in (0, MISSED)
+    assert (code == 0) == said["meets_target"]
+    assert {cell["fleet"] for cell in said["cells"]} == {"1P+2D", "2P+1D", "3"}
+    assert said["exact"]
+    assert not said["backtested"]
+    assert said["disaggregation"] in ("pays", "does not pay", "cannot tell", "makes no difference")
+    assert said["runs"] >= 6 + 2 * 3
+    assert said["best_ratio"]["fleet"] in said["flat"]
+    assert said["gain_over_colocated"]["num_samples"] == 3
+
+
+def test_a_tight_inter_token_limit_pays_and_a_wide_one_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Colocated workers stall every token behind somebody's prompt, of 50 ms and more; the limits decide."""
+    trace = write_log(tmp_path / "mine.jsonl")
+    plan(str(trace), slo="ttft_ms=2000,tpot_ms=11.5", workers=3, seeds=3, engine=ENGINE)
+    tight = capsys.readouterr().out
+    assert "Disaggregation pays" in tight
+    plan(str(trace), slo="ttft_ms=90,tpot_ms=1000", workers=3, seeds=4, engine=ENGINE)
+    wide = capsys.readouterr().out
+    assert "Disaggregation does not pay" in wide
+    assert all("Not back-tested" in said for said in (tight, wide))
+
+
+def test_the_fewest_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = write_log(tmp_path / "mine.jsonl", gap_ms=60.0)
+    code = plan(str(trace), slo="ttft_ms=400,tpot_ms=1000", max_workers=6, seeds=2, engine=ENGINE, json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert 1 < said["num_workers"] < 6
+    assert said["by_size"][str(said["num_workers"] - 1)] < 0.9 <= said["by_size"][str(said["num_workers"])]
+    code = plan(str(trace), slo="ttft_ms=1,tpot_ms=1", max_workers=2, seeds=2, engine=ENGINE, json=True)
+    assert code == MISSED
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"slo": "ttft_ms=1"}, "tpot_ms"),
+        ({"slo": "ttft_ms=1,tpot_ms=1,ttfb=3"}, "ttfb"),
+        ({"slo": "ttft_ms=1,tpot_ms=1", "workers": 0}, "--workers"),
+        ({"slo": "ttft_ms=1,tpot_ms=1", "workers": 2, "max_workers": 3}, "--workers"),
+        ({"slo": "ttft_ms=1,tpot_ms=1", "engine": EngineOptions(timing=FITTED)}, "kv-tokens"),
+        ({"slo": "ttft_ms=1,tpot_ms=1", "engine": EngineOptions(timing="quick")}, "quick"),
+        ({"slo": "ttft_ms=1,tpot_ms=1", "rate": 3.0, "speedup": 2.0}, "rate"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, object], words: str
+) -> None:
+    trace = write_log(tmp_path / "mine.jsonl", 4)
+    given: dict[str, object] = {"workers": 2, "engine": ENGINE, **options}
+    assert plan(str(trace), **given) == 1  # type: ignore[arg-type]
+    assert words in capsys.readouterr().err
+
+
+def test_traffic_of_other_formats_and_generators(tmp_path: Path) -> None:
+    azure = tmp_path / "azure.csv"
+    azure.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:01:51.16,4808,10\n2023-11-16 18:01:52,1,8\n"
+    )
+    assert [each.input_length for each in load_traffic(str(azure)).requests] == [4808, 1]
+    generated = load_traffic("sessions:turns=3", num_requests=9, rate=2.0)
+    assert len(list(generated.arrivals(0).planned())) == 9
+    times = [[each.arrival_ns for each in generated.arrivals(seed).planned()] for seed in (0, 0, 1)]
+    assert times[0] == times[1] != times[2]
+    with pytest.raises(ValueError, match="rate"):
+        load_traffic("sessions:turns=3", num_requests=9)
+    unknown = tmp_path / "unknown.jsonl"
+    unknown.write_text('{"when": 3}\n')
+    with pytest.raises(ValueError, match="format"):
+        load_traffic(str(unknown))
+
+
+def test_slo() -> None:
+    assert parse_slo("ttft_ms=1000,tpot_ms=50").attainment == 0.9
+    for text in ("", "ttft_ms=0,tpot_ms=1", "ttft_ms=1,tpot_ms=1,attainment=2", "ttft_ms=x,tpot_ms=1"):
+        with pytest.raises(ValueError):
+            parse_slo(text)
+
+
+def measured_run(folder: Path, trace: Path, *, slower: float = 1.0) -> Path:
+    """A run as `loadgen run` leaves it, of a cluster that is so much slower than the engine that predicts it."""
+    fitted = {
+        "prefill_c0_ms": 10 * slower,
+        "prefill_c1_ms_per_token": 0.1 * slower,
+        "prefill_c2_ms_per_token2": 0.0,
+        "decode_c0_ms": 10 * slower,
+        "decode_c1_ms_per_row": 0.2 * slower,
+        "decode_c2_ms_per_token": 0.0,
+    }
+    spec = SimSpec(fitted=fitted, kv_bytes_per_token=1_000, kv_cache_bytes=40_000_000, max_running=256, hop_ms=0.0)
+    config = RunConfig(
+        base_url="http://simulated",
+        model="simulated",
+        workload=f"log:{trace}",
+        arrivals=TraceTimes(jitter_ms=30.0),
+        warmup_s=1.0,
+        seed=3,
+        ttft_limit_ms=500,
+        tpot_limit_ms=15,
+    )
+    shape = Shape(prefill=1, decode=2, max_batch_tokens=256)
+    result, _ = asyncio.run(Simulation(spec).measure(config, shape, folder / "requests.jsonl"))
+    path = folder / "mine-3.run.json"
+    path.write_bytes(msgspec.json.encode(result))
+    return path
+
+
+def test_a_backtest_predicts_the_very_plan_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = write_log(tmp_path / "mine.jsonl")
+    run = measured_run(tmp_path, trace)
+    options = {"slo": "ttft_ms=500,tpot_ms=15", "workers": 3, "seeds": 1, "engine": ENGINE, "backtest": (run,)}
+    plan(str(trace), **options, backtest_fleet=("1P+2D",), json=True)  # type: ignore[arg-type]
+    (test,) = json.loads(capsys.readouterr().out)["backtests"]
+    assert test["same_traffic"]
+    assert test["num_requests"] < 60
+    for each in test["compared"]:
+        assert each["predicted"] == pytest.approx(each["measured"], rel=1e-6), each["name"]
+    slow = measured_run(tmp_path, trace, slower=1.25)
+    plan(str(trace), **{**options, "backtest": (slow,)}, backtest_fleet=("1P+2D",))  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert "Back-tested against mine-3.run.json" in said
+    assert "-20%" in said  # a quarter slower than predicted
+    assert plan(str(trace), **options, backtest_fleet=()) == 1  # type: ignore[arg-type]
+    assert "--backtest-fleet" in capsys.readouterr().err

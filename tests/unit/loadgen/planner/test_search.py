@@ -1,0 +1,137 @@
+"""The search over ratios: with a made-up cluster whose best ratio is known."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from loadgen.planner.cells import Outcome
+from loadgen.planner.search import EXACT_UP_TO, candidates, flat_region, search, smallest
+from loadgen.sim.config import Fleet
+
+
+class Hill:
+    """Attainment falls with the distance from one prefill share; seeds add noise that all fleets share, and some of
+    their own. Counts what it was asked."""
+
+    def __init__(
+        self, peak: float, *, steep: float = 1.0, noise: float = 0.0, alone: float = 0.5, need: int = 0
+    ) -> None:
+        self.peak, self.steep, self.noise, self.alone, self.need = peak, steep, noise, alone, need
+        self.asked: set[tuple[Fleet, int]] = set()
+
+    def __call__(self, fleet: Fleet, seed: int) -> Outcome:
+        self.asked.add((fleet, seed))
+        total = fleet.num_prefill + fleet.num_decode
+        share = fleet.num_prefill / total
+        good = self.alone if not fleet.num_prefill else 1 - self.steep * abs(share - self.peak)
+        good *= min(1.0, total / self.need) if self.need else 1.0
+        shared = random.Random(seed).gauss(0, 5 * self.noise)
+        own = random.Random(f"{seed} {fleet}").gauss(0, self.noise)
+        return outcome(good + shared + own)
+
+
+def outcome(attainment: float, ttft_p90_ms: float = 100.0) -> Outcome:
+    rest = dict.fromkeys(Outcome.__struct_fields__, 1.0)
+    return Outcome(**{**rest, "attainment": attainment, "ttft_p90_ms": ttft_p90_ms})
+
+
+@pytest.mark.parametrize("peak", [0.1, 0.25, 0.5, 0.9])
+def test_a_small_fleet_is_searched_exactly(peak: float) -> None:
+    hill = Hill(peak)
+    found = search(8, hill, 5, flat=0.02)
+    assert found.exact
+    assert {fleet for fleet, _ in hill.asked} == {Fleet(prefill, 8 - prefill) for prefill in range(8)}
+    assert found.found[0].fleet.num_prefill == min(range(1, 8), key=lambda prefill: abs(prefill / 8 - peak))
+
+
+@pytest.mark.parametrize("peak", [0.07, 0.31, 0.5, 0.88])
+def test_a_large_one_is_searched_coarse_to_fine(peak: float) -> None:
+    hill = Hill(peak)
+    found = search(64, hill, 3, flat=0.0)
+    assert not found.exact
+    assert found.found[0].fleet.num_prefill == round(64 * peak)
+    assert len({fleet for fleet, _ in hill.asked}) < 64 / 2
+
+
+def test_what_is_clearly_worse_gets_no_further_seeds() -> None:
+    hill = Hill(0.5, noise=0.002)
+    found = search(8, hill, 9, flat=0.01)
+    seeds = {each.fleet.num_prefill: len(each.outcomes) for each in found.found}
+    assert seeds[4] == 9
+    assert seeds[1] == seeds[7] == 3
+
+
+def test_noise_that_all_share_does_not_hide_a_small_difference() -> None:
+    """Seeds move everything by 5 points; the neighbours of the best are 3 behind it in every one of them."""
+    found = search(6, Hill(0.5, steep=0.2, noise=0.01), 8, flat=0.0)
+    best, *others = found.found
+    assert best.fleet == Fleet(3, 3)
+    assert best.attainment.high - best.attainment.low > 0.05
+    behind = next(each for each in others if each.fleet == Fleet(2, 4))
+    assert behind.minus_best is not None
+    assert behind.minus_best.high < 0
+    assert not behind.may_be_best
+
+
+def test_flatness_is_what_lies_within_the_given_share() -> None:
+    found = search(10, Hill(0.5, steep=0.1), 3, flat=0.011)
+    assert {each.fleet.num_prefill for each in flat_region(found.found, 0.011)} == {4, 5, 6}
+
+
+@pytest.mark.parametrize(("alone", "sign"), [(0.5, 1), (1.2, -1)])
+def test_colocated_is_compared_on_seeds_that_chose_nothing(alone: float, sign: int) -> None:
+    hill = Hill(0.5, noise=0.01, alone=alone)
+    found = search(4, hill, 5, flat=0.01)
+    assert found.gain is not None
+    assert found.gain.num_samples == 5
+    assert {seed for fleet, seed in hill.asked if fleet == Fleet(0, 4)} == set(range(10))
+    assert min(found.gain.low * sign, found.gain.high * sign) > 0
+    assert found.overall.fleet == (Fleet(2, 2) if sign > 0 else Fleet(0, 4))
+
+
+def test_one_worker_has_nothing_to_split() -> None:
+    found = search(1, Hill(0.5), 3, flat=0.01)
+    assert found.found == []
+    assert found.gain is None
+    assert found.overall.fleet == Fleet(0, 1)
+
+
+def test_equal_attainment_goes_to_who_answers_sooner() -> None:
+    def measure(fleet: Fleet, seed: int) -> Outcome:
+        return outcome(1.0, ttft_p90_ms=100.0 - fleet.num_prefill)
+
+    assert search(5, measure, 3, flat=0.01).found[0].fleet == Fleet(4, 1)
+
+
+@pytest.mark.parametrize("need", [1, 2, 5, 11, 12])
+def test_the_smallest_fleet_that_suffices(need: int) -> None:
+    made, tried = smallest(12, Hill(0.5, alone=0.95, need=need), 3, 0.01, 0.9 if need < 12 else 0.94)
+    assert made.num_workers == (
+        next(n for n in range(1, 13) if min(1, n / need) * best(n) >= (0.9 if need < 12 else 0.94))
+    )
+    assert tried[made.num_workers] >= 0.9
+
+
+def best(size: int) -> float:
+    return max([0.95, *(1 - abs(prefill / size - 0.5) for prefill in range(1, size))])
+
+
+def test_if_none_suffices_the_largest_is_told() -> None:
+    made, tried = smallest(6, Hill(0.5, need=20), 3, 0.01, 0.9)
+    assert made.num_workers == 6
+    assert tried[6] < 0.9
+
+
+def test_candidates_of_every_size_are_ratios_of_it() -> None:
+    for size in (2, EXACT_UP_TO, EXACT_UP_TO + 1, 40, 100):
+        cells, exact = candidates(size, Hill(0.4))
+        assert exact == (size <= EXACT_UP_TO)
+        assert all(cell.num_prefill + cell.num_decode == size and cell.num_prefill for cell in cells)
+
+
+def test_nothing_to_plan_is_refused() -> None:
+    for workers, seeds in ((0, 3), (3, 0)):
+        with pytest.raises(ValueError, match="at least one"):
+            search(workers, Hill(0.5), seeds, 0.01)
