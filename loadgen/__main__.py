@@ -2,7 +2,7 @@
 
 import sys
 
-from loadgen.cli import make_app
+from loadgen.cli import main
 
 if __name__ == "__main__":
-    sys.exit(make_app()())
+    sys.exit(main(sys.argv[1:]))

@@ -6,6 +6,7 @@ installed is no more than a command that is not there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from cyclopts import App
@@ -14,10 +15,22 @@ import diptych
 
 # Name of the command: where it is ("module:function"), and its line in the help.
 COMMANDS = {
-    "run": ("loadgen.client.cli:run", "Measure an OpenAI-compatible server over HTTP."),
+    "run": ("loadgen.client.cli:run", "Measure an OpenAI-compatible server, or (run FILE.toml) a whole experiment."),
+    "experiment": ("loadgen.experiment.cli:run_experiment", "What `run FILE.toml` is: a sweep, repeated, reported."),
     "report": ("loadgen.client.cli:report", "Put measured runs side by side on one page."),
+    "plan": ("loadgen.planner.cli:plan", "Find the number of prefill and decode workers for a trace, simulated."),
+    "falsify": ("loadgen.falsify.cli:falsify", "Measure whether disaggregation pays on a trace, the plan fixed first."),
     "replay": ("loadgen.sim.cli:replay", "Replay a trace through a simulated cluster, in virtual time."),
+    "timing": ("loadgen.sim.running:timing", "Measure a timing model for simulations on a running cluster."),
 }
+
+
+def main(words: Sequence[str]) -> int:
+    """Returns the exit status. `run` of a TOML file is an experiment; of anything else it is one run."""
+    if words[:1] == ["run"] and any(word.endswith(".toml") for word in words):
+        words = ["experiment", *words[1:]]
+    code = make_app()(words)
+    return code if isinstance(code, int) else 0
 
 
 def make_app() -> App:

@@ -60,6 +60,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     predicted_cached_tokens: int
     cached_tokens: int
     prompt_tokens: dict[str, PromptTokens]  # by worker id
+    queue_ms: float  # where the prompt was computed: until the engine took it up
+    prefill_ms: float  # there: until its last token was computed
     transfer_bytes: int
     transfer_ms: float
     exposed_ms: float  # prefill's last token to KV verified at decode

@@ -19,7 +19,7 @@ def run_report(run: PromptRun) -> RunReport:
     legs = {report.prefill_id or report.decode_id: report.prefill}
     if report.prefill_id:
         legs[report.decode_id] = report.decode
-    moved = report.decode or LegStats()
+    moved, computed = report.decode or LegStats(), report.prefill or LegStats()
     return RunReport(
         prefill_worker=report.prefill_id or None,
         decode_worker=report.decode_id,
@@ -27,6 +27,8 @@ def run_report(run: PromptRun) -> RunReport:
         predicted_cached_tokens=report.predicted_cached,
         cached_tokens=report.cached_tokens,
         prompt_tokens={worker: _by_source(stats) for worker, stats in legs.items() if stats is not None},
+        queue_ms=computed.queue_ms,
+        prefill_ms=computed.compute_ms,
         transfer_bytes=moved.transfer_bytes,
         transfer_ms=moved.transfer_ms,
         exposed_ms=moved.exposed_ms,

@@ -19,7 +19,7 @@ from itertools import pairwise
 
 import msgspec
 
-from loadgen.client.records import Record
+from loadgen.client.records import Cost, Record
 from loadgen.client.sse import EventSplitter
 
 DONE = b"[DONE]"
@@ -56,8 +56,36 @@ class _Usage(msgspec.Struct):
     prompt_tokens_details: _Details | None = None
 
 
+class _PromptTokens(msgspec.Struct):
+    computed: int = 0
+
+
 class _Report(msgspec.Struct):
     predicted_cached_tokens: int | None = None
+    prefill_worker: str | None = None
+    decode_worker: str = ""
+    prompt_tokens: dict[str, _PromptTokens] = {}  # by worker
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    transfer_bytes: int = 0
+    transfer_ms: float = 0.0
+    exposed_ms: float = 0.0
+
+    @property
+    def cost(self) -> Cost | None:
+        if not self.decode_worker:
+            return None
+        computed = self.prompt_tokens.get(self.prefill_worker or self.decode_worker, _PromptTokens()).computed
+        return Cost(
+            prefill_worker=self.prefill_worker or "",
+            decode_worker=self.decode_worker,
+            computed_tokens=computed,
+            queue_ms=self.queue_ms,
+            prefill_ms=self.prefill_ms,
+            transfer_bytes=self.transfer_bytes,
+            transfer_ms=self.transfer_ms,
+            exposed_ms=self.exposed_ms,
+        )
 
 
 class _Event(msgspec.Struct):
@@ -81,7 +109,7 @@ class Answer:
         self._times: list[float] = []  # of events with tokens
         self._counts: list[int] = []  # running totals at those, where the server says
         self._usage = _Usage()
-        self._predicted: int | None = None
+        self._report = _Report()
         self._finish_reason = ""
         self._finish_time: float | None = None
         self._done = False
@@ -129,7 +157,8 @@ class Answer:
         record.prompt_tokens = usage.prompt_tokens
         record.output_tokens = len(times) if usage.completion_tokens is None else usage.completion_tokens
         record.cached_tokens = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None
-        record.predicted_cached_tokens = self._predicted
+        record.predicted_cached_tokens = self._report.predicted_cached_tokens
+        record.cost = self._report.cost
 
     def _event(self, data: bytes, at_s: float) -> None:
         try:
@@ -143,7 +172,7 @@ class Answer:
         if event.usage is not None:
             self._usage = event.usage
         if event.diptych is not None:
-            self._predicted = event.diptych.predicted_cached_tokens
+            self._report = event.diptych
         has_token = False
         for choice in event.choices:
             has_token = has_token or choice.has_token

@@ -19,7 +19,7 @@ from loadgen.client.run import ShardFailed, run_once
 from loadgen.report.export import csv_text, json_bytes
 from loadgen.report.figures import group
 from loadgen.report.page import report_page
-from loadgen.report.result import RunResult, read_result
+from loadgen.report.result import STOPPED, RunResult, read_result
 from loadgen.report.terminal import summary_text
 
 INVALID = 3  # exit status of a run that was measured, but whose figures say nothing about the server
@@ -213,7 +213,7 @@ async def _run_all(configs: Sequence[RunConfig], headers: dict[str, str], out: P
         )
         (out / f"{stem}{RESULT_SUFFIX}").write_bytes(msgspec.json.encode(result))
         results.append(result)
-        if "the run was stopped before its end" in result.invalid_because:
+        if STOPPED in result.invalid_because:
             break
     return results
 

@@ -13,6 +13,19 @@ Phase = Literal["warmup", "measured", "tail"]
 REFUSED = ("http_429", "http_503")
 
 
+class Cost(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a server that disaggregates says a request cost it (Diptych: `return_report`)."""
+
+    prefill_worker: str = ""  # empty: the decode worker computed the prompt
+    decode_worker: str = ""
+    computed_tokens: int = 0  # of the prompt, where it was computed
+    queue_ms: float = 0.0  # there, before
+    prefill_ms: float = 0.0  # there
+    transfer_bytes: int = 0
+    transfer_ms: float = 0.0
+    exposed_ms: float = 0.0  # from prefill's last token to KV at decode: what the transfer added
+
+
 class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Times in milliseconds; `intended_ms` from the start of the run, latencies from `intended_ms`."""
 
@@ -31,6 +44,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     output_tokens: int = 0  # the server's count; else events with tokens
     cached_tokens: int | None = None
     predicted_cached_tokens: int | None = None  # where the server reports what its router expected
+    cost: Cost | None = None  # where the server reports it
     finish_reason: str = ""
     failure: str = ""  # empty: a whole answer. Kinds are listed in `loadgen.client.answer`
     status: int = 0

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from loadgen.report.figures import ALL, Series
+from loadgen.report.result import RunResult
 
 FIRST_COLUMNS = ("series", "seed", "started_at", "valid")
 
@@ -21,10 +22,14 @@ def csv_text(series: Sequence[Series]) -> str:
     writer.writerow([*FIRST_COLUMNS, *(figure.key for figure in ALL)])
     for each in series:
         for run in each.results:
-            values = (figure.value(run.summary) for figure in ALL)
-            cells = ["" if value is None else f"{value:.6g}" for value in values]
-            writer.writerow([each.label, run.config.seed, run.started_at, str(run.valid).lower(), *cells])
+            writer.writerow([each.label, run.config.seed, run.started_at, str(run.valid).lower(), *figure_cells(run)])
     return made.getvalue()
+
+
+def figure_cells(run: RunResult) -> list[str]:
+    """One for each of `ALL`."""
+    values = (figure.value(run.summary) for figure in ALL)
+    return ["" if value is None else f"{value:.6g}" for value in values]
 
 
 def json_bytes(series: Sequence[Series]) -> bytes:
@@ -32,15 +37,17 @@ def json_bytes(series: Sequence[Series]) -> bytes:
     return msgspec.json.format(msgspec.json.encode([_series(each) for each in series]), indent=2) + b"\n"
 
 
+def figures_of(series: Series) -> dict[str, Any]:
+    """By key, each with its 95 % interval; those that were not measured are left out."""
+    estimates = {figure.key: series.estimate(figure) for figure in ALL}
+    return {key: {"value": each.value, "interval": each.interval} for key, each in estimates.items() if each}
+
+
 def _series(series: Series) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for figure in ALL:
-        if (estimate := series.estimate(figure)) is not None:
-            figures[figure.key] = {"value": estimate.value, "interval": estimate.interval}
     return {
         "series": series.label,
         "valid": series.valid,
         "runs": len(series.results),
         "config": series.first.config,
-        "figures": figures,
+        "figures": figures_of(series),
     }

@@ -15,6 +15,7 @@ import numpy as np
 
 from loadgen.arrivals import describe
 from loadgen.report.intervals import Interval, t_interval
+from loadgen.report.phases import jain
 from loadgen.report.result import RunResult
 from loadgen.report.summary import Summary
 
@@ -116,6 +117,39 @@ CACHE = [
     Figure("predicted_hit_rate", "Hits predicted", "%", lambda s: s.cache.predicted_hit_rate),
     Figure("possible_hit_rate", "Hits possible", "%", lambda s: s.cache.possible_hit_rate, varies=False),
 ]
+
+
+def _phase(phase: str, name: str, title: str) -> Figure:
+    def value(summary: Summary) -> float | None:
+        cost = getattr(summary.phases, phase) if summary.phases else None
+        return None if cost is None else float(getattr(cost, name))
+
+    return Figure(f"{phase}_{name}_ms", f"{title} {name}", "ms", value)
+
+
+PHASE_TITLES = {
+    "queue": "Queue",
+    "prefill": "Prefill",
+    "transfer": "Transfer",
+    "exposed": "Transfer exposed",
+    "decode": "Decode",
+}
+PHASES = [
+    Figure("remote_share", "Prefilled remotely", "%", lambda s: s.phases.remote_share if s.phases else None),
+    *(_phase(phase, name, title) for phase, title in PHASE_TITLES.items() for name in ("mean", "p50", "p99")),
+    Figure(
+        "balance_prompt",
+        "Balance of prompts",
+        "",
+        lambda s: jain([*s.phases.prompt_tokens.values()]) if s.phases else None,
+    ),
+    Figure(
+        "balance_output",
+        "Balance of output",
+        "",
+        lambda s: jain([*s.phases.output_tokens.values()]) if s.phases else None,
+    ),
+]
 GENERATOR = [
     Figure("lag_p99_ms", "Schedule lag p99", "ms", lambda s: s.generator.lag_p99_ms, varies=False),
     Figure("loop_lag_p99_ms", "Loop lag p99", "ms", lambda s: s.generator.loop_lag_p99_ms, varies=False),
@@ -128,6 +162,7 @@ ALL = [
     ATTAINMENT,
     *(figure for figures in LATENCIES.values() for figure in figures),
     *CACHE,
+    *PHASES,
     *GENERATOR,
 ]
 

@@ -10,6 +10,7 @@ import numpy as np
 from loadgen.client.config import RunConfig, ShardReport
 from loadgen.client.records import Record
 from loadgen.report.intervals import Values, block_bootstrap
+from loadgen.report.phases import phases as phases_of
 from loadgen.report.summary import QUANTILES, Cache, Distribution, Generator, Goodput, Summary
 from loadgen.report.timeline import timeline
 
@@ -61,6 +62,7 @@ def summarise(
         itl_basis=basis,
         goodput=goodput(config, measured, window_s),
         cache=_cache(good, possible_hit_rate),
+        phases=phases_of(good),
         generator=_generator(records, shards),
         timeline=timeline(records),
         by_label=_by_label(config, measured, window_s),

@@ -47,6 +47,15 @@ def report_page(series: Sequence[Series], title: str = "", more: Sequence[tuple[
         ("What was run", configuration(series)),
         ("How to read this", definitions(series)),
     ]
+    return page_of(title, _subtitle(series), sections)
+
+
+def page_of(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
+    """A page of (heading, HTML) sections; those without HTML are left out.
+
+    Args:
+        subtitle: HTML.
+    """
     body = "".join(
         f"<section>{f'<h2>{escape(heading)}</h2>' if heading else ''}{html}</section>"
         for heading, html in sections
@@ -56,7 +65,7 @@ def report_page(series: Sequence[Series], title: str = "", more: Sequence[tuple[
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{CSS}</style></head>"
-        f"<body><main><h1>{escape(title)}</h1>{_subtitle(series)}{body}</main></body></html>\n"
+        f"<body><main><h1>{escape(title)}</h1>{subtitle}{body}</main></body></html>\n"
     )
 
 

@@ -40,6 +40,8 @@ tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--soft); font-weight: 500; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); font-weight: 600; }
 tbody th:first-child { max-width: 46vw; overflow: hidden; text-overflow: ellipsis; }
+td.pays { background: color-mix(in oklab, var(--good) 18%, var(--card)); }
+td.loses, td.neither { background: var(--bad-wash); }
 td small { display: block; color: var(--soft); font-size: .8rem; }
 svg { display: block; width: 100%; height: auto; max-width: 560px; overflow: visible; }
 svg text { fill: var(--soft); font-size: 11px; font-family: inherit; font-variant-numeric: tabular-nums; }

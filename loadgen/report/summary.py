@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from loadgen.report.intervals import Interval
+from loadgen.report.phases import Phases
 
 QUANTILES = (0, 1, 2, 5, *range(10, 90, 5), 90, 92, 94, 95, 96, 97, 98, 99, 99.5, 100)  # percent, of a distribution
 
@@ -85,6 +86,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     itl_basis: str  # "tokens" where the server says how many an event holds, else "events"
     goodput: Goodput
     cache: Cache
+    phases: Phases | None = None  # where the server reports what they cost
     generator: Generator
     timeline: Timeline
     by_label: dict[str, dict[str, float]] = {}  # a few figures of each class, if there is more than one

@@ -1,0 +1,189 @@
+"""What an experiment's runs come to: repeats of a cell, how much a configuration sustains, and pairs compared. Pure.
+
+Figures of cells are means over seeds with Student's interval. Disaggregated and colocated cells met the same arrivals
+and lengths seed by seed, so the interval of their difference is over the differences of pairs.
+
+A short Poisson run is offered more or less than its rate by chance, and a run of n requests on average n/(n-1) times of
+it. So goodput of an open loop is taken here as its rate times the share of its requests that were in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from loadgen.experiment.cells import LOADS, Cell, colocated
+from loadgen.experiment.results import CellRun
+from loadgen.report.figures import Series
+from loadgen.report.intervals import Interval, t_interval
+from loadgen.report.phases import jain
+
+Verdict = Literal["pays", "loses", "same", "unclear", "neither"]
+SAME = 0.05  # of the larger goodput: a difference surely below this is none
+AXES = ("policy", "remote_prefill", "max_batch_tokens", "input_tokens", "output_tokens", "prefix_share", *LOADS)
+TITLES = {
+    "policy": "policy {}",
+    "remote_prefill": "remote prefill {}",
+    "max_batch_tokens": "chunk {}",
+    "input_tokens": "in {}",
+    "output_tokens": "out {}",
+    "prefix_share": "{} shared",
+    "rate": "{:g}/s",
+    "rate_per_worker": "{:g}/s a worker",
+    "input_tokens_per_s": "{:g} tokens/s",
+    "concurrency": "{} at a time",
+    "speedup": "× {:g}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One cell, with its valid runs where there are any."""
+
+    cell: Cell
+    label: str
+    runs: Sequence[CellRun]
+
+    @property
+    def series(self) -> Series:
+        return Series(self.label, [run.result for run in self.runs])
+
+    @property
+    def goodput(self) -> dict[int, float]:
+        """Requests a second within the limits, by seed."""
+        rate = self.cell.requests_per_s
+        if rate is None:
+            return {run.seed: run.result.summary.goodput.requests_per_s for run in self.runs}
+        return {seed: rate * share for seed, share in self.attained.items()}
+
+    @property
+    def attained(self) -> dict[int, float]:
+        """Share of the requests within the limits, by seed."""
+        return {run.seed: run.result.summary.goodput.attainment for run in self.runs}
+
+    @property
+    def attainment(self) -> float:
+        return float(np.mean(list(self.attained.values())))
+
+    def balance(self, phase: Literal["prompt", "output"]) -> float | None:
+        """Jain's index over all workers of the role, those that got nothing included."""
+        found = [each for run in self.runs if (each := run.result.summary.phases) is not None]
+        if not found:
+            return None
+        size = self.cell.decode if phase == "output" or not self.cell.prefill else self.cell.prefill
+        loads = [[*(each.output_tokens if phase == "output" else each.prompt_tokens).values()] for each in found]
+        return float(np.mean([jain(values + [0] * (size - len(values))) for values in loads]))
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The most that a configuration sustains: goodput a worker, at a load that enough requests get through in time."""
+
+    cell: Cell  # of the highest such load; of the lowest load, if there is none
+    label: str
+    per_worker: float
+    interval: Interval | None
+    sustained: bool  # there is such a load
+    at_the_end: bool  # it is the highest that was tried: the true figure may be higher
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A pair of pools against as many colocated workers, under the same load."""
+
+    disaggregated: Measured
+    colocated: Measured
+    difference: float  # of goodput, disaggregated less colocated, as a share of the larger one's mean
+    interval: Interval | None  # likewise
+    verdict: Verdict
+
+
+def measured(runs: Iterable[CellRun]) -> list[Measured]:
+    """By cell, in order of first appearance. Invalid runs stay only where a cell has no other."""
+    groups: dict[Cell, list[CellRun]] = {}
+    for run in runs:
+        groups.setdefault(run.cell, []).append(run)
+    varying = varying_axes(groups)
+    return [
+        Measured(cell, label_of(cell, varying), [run for run in mine if run.result.valid] or mine)
+        for cell, mine in groups.items()
+    ]
+
+
+def varying_axes(cells: Iterable[Cell]) -> list[str]:
+    known = list(cells)
+    # "never" of colocated cells is not a choice of its own
+    chosen = {name: {getattr(cell, name) for cell in known} for name in AXES if name != "remote_prefill"}
+    chosen["remote_prefill"] = {cell.remote_prefill for cell in known if cell.prefill}
+    return [name for name in AXES if len(chosen[name]) > 1]
+
+
+def label_of(cell: Cell, varying: Sequence[str]) -> str:
+    shown = [name for name in varying if name != "remote_prefill" or cell.prefill]
+    parts = [TITLES[name].format(getattr(cell, name)) for name in shown if getattr(cell, name) is not None]
+    return ", ".join([str(cell.shape), *parts])
+
+
+def capacities(cells: Sequence[Measured], attainment: float) -> list[Capacity]:
+    """One for each configuration, i.e. cells that differ in their load only."""
+    groups: dict[Cell, list[Measured]] = {}
+    for each in cells:
+        groups.setdefault(_without_load(each.cell), []).append(each)
+    varying = [name for name in varying_axes(each.cell for each in cells) if name not in LOADS]
+    return [
+        _capacity(sorted(mine, key=lambda each: each.cell.load), label_of(setting, varying), attainment)
+        for setting, mine in groups.items()
+    ]
+
+
+def comparisons(cells: Sequence[Measured]) -> list[Comparison]:
+    by_cell = {each.cell: each for each in cells}
+    pairs = [(each, by_cell.get(colocated(each.cell))) for each in cells if each.cell.prefill]
+    return [_compare(each, other) for each, other in pairs if other is not None]
+
+
+def _capacity(loads: Sequence[Measured], label: str, attainment: float) -> Capacity:
+    sustained = [each for each in loads if each.attainment >= attainment]
+    seeds = sorted({run.seed for each in loads for run in each.runs})
+    best = [max(_good(each, seed, attainment) for each in loads) for seed in seeds]
+    workers = loads[0].cell.num_workers
+    interval = t_interval(best)
+    return Capacity(
+        cell=(sustained or loads)[-1 if sustained else 0].cell,
+        label=label,
+        per_worker=float(np.mean(best)) / workers,
+        interval=Interval(max(0.0, interval.low) / workers, interval.high / workers) if interval else None,
+        sustained=bool(sustained),
+        at_the_end=bool(sustained) and sustained[-1] is loads[-1],
+    )
+
+
+def _good(cell: Measured, seed: int, attainment: float) -> float:
+    return cell.goodput[seed] if cell.attained.get(seed, 0.0) >= attainment else 0.0
+
+
+def _compare(ours: Measured, theirs: Measured) -> Comparison:
+    a, b = ours.goodput, theirs.goodput
+    larger = float(max(np.mean(list(a.values())), np.mean(list(b.values()))))
+    if not larger:
+        return Comparison(ours, theirs, 0.0, None, "neither")
+    differences = [(a[seed] - b[seed]) / larger for seed in a if seed in b]
+    interval = t_interval(differences)
+    mean = float(np.mean(differences)) if differences else 0.0
+    return Comparison(ours, theirs, mean, interval, _verdict(interval))
+
+
+def _verdict(interval: Interval | None) -> Verdict:
+    if interval is None:
+        return "unclear"
+    if max(abs(interval.low), abs(interval.high)) <= SAME:
+        return "same"
+    return "pays" if interval.low > 0 else "loses" if interval.high < 0 else "unclear"
+
+
+def _without_load(cell: Cell) -> Cell:
+    return msgspec.structs.replace(cell, **dict.fromkeys(LOADS))

@@ -1,0 +1,64 @@
+"""An experiment as one page that opens without a network: what pays first, then why, then everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from html import escape
+
+import msgspec
+
+from loadgen.experiment.analysis import Measured, capacities, comparisons
+from loadgen.experiment.maps import comparison_table, pd_maps
+from loadgen.experiment.results import State
+from loadgen.experiment.sections import capacity_table, cost_table, distribution_charts, use_charts
+from loadgen.report.chart_sections import charts_of_rates
+from loadgen.report.page import page_of
+from loadgen.report.sections import comparison, definitions, failures_and_classes, verdict
+
+
+def experiment_page(state: State, cells: Sequence[Measured], num_planned: int) -> str:
+    """
+    Args:
+        num_planned: runs of the whole experiment, for a page of an unfinished one.
+
+    Raises:
+        ValueError: no cell was measured.
+    """
+    if not cells:
+        raise ValueError("nothing to report: no run of the experiment is over")
+    made, series = state.experiment, [each.series for each in cells]
+    found = capacities(cells, made.slo.attainment)
+    sections = [
+        ("", verdict(series)),
+        ("What each configuration sustains", capacity_table(found, made.slo.attainment)),
+        ("Prefill and decode workers", pd_maps(found, made.slo.attainment)),
+        ("Disaggregated or colocated", comparison_table(comparisons(cells))),
+        ("Over the rate", charts_of_rates(series)),
+        ("What each phase costs", cost_table(cells)),
+        ("How busy each phase was", use_charts(cells)),
+        ("Figures", comparison(series)),
+        ("Distributions", distribution_charts(cells)),
+        ("Failures and classes of traffic", failures_and_classes(series)),
+        ("What was run", _configuration(state, cells)),
+        ("How to read this", definitions(series)),
+    ]
+    return page_of(made.name, _subtitle(state, cells, num_planned), sections)
+
+
+def _subtitle(state: State, cells: Sequence[Measured], num_planned: int) -> str:
+    made, num_runs = state.experiment, sum(len(each.runs) for each in cells)
+    started = datetime.fromtimestamp(state.started_at_s, UTC).isoformat(timespec="minutes")
+    where = {"cluster": "on a cluster of its own", "running": "on a running cluster", "sim": "SIMULATED"}[made.backend]
+    whole = f"{num_runs} runs" if num_runs >= num_planned else f"{num_runs} of {num_planned} runs, not finished"
+    limits = f"TTFT ≤ {made.slo.ttft_ms:g} ms and TPOT ≤ {made.slo.tpot_ms:g} ms"
+    about = f"<p>{escape(made.about)}</p>" if made.about else ""
+    text = f"Experiment, {whole}, {len(made.seeds)} seeds, {started}, {where}. Limits of goodput: {limits}"
+    return f'<p class="soft">{escape(text)}</p>{about}'
+
+
+def _configuration(state: State, cells: Sequence[Measured]) -> str:
+    first = cells[0].runs[0].result
+    content = {"experiment": state.experiment, "machine": first.machine, "salt": state.salt}
+    raw = msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
+    return f"<details><summary>The experiment</summary><pre>{escape(raw)}</pre></details>"

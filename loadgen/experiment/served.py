@@ -1,0 +1,79 @@
+"""Measures cells on a real system over HTTP: the load generator's own runs, and how busy each phase was meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from loadgen.client.config import Progress, RunConfig
+from loadgen.client.run import run_once
+from loadgen.experiment.admin import AdminDoor
+from loadgen.experiment.shape import Shape, System, SystemUnavailable
+from loadgen.experiment.use import Sampler, Use
+from loadgen.report.result import RunResult
+
+TIMEOUT_S = 30.0
+
+
+class Model(msgspec.Struct):
+    id: str
+
+
+class Models(msgspec.Struct):
+    """What /v1/models answers."""
+
+    data: list[Model]
+
+
+class Served:
+    """
+    Args:
+        door: of the system's cluster at this moment; None: how busy it was stays unknown.
+        headers: of every request, e.g. an API key.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        door: Callable[[], AdminDoor | None],
+        headers: dict[str, str],
+        on_progress: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        self._system = system
+        self._door = door
+        self._headers = headers
+        self._on_progress = on_progress
+
+    async def shape(self, shape: Shape) -> tuple[str, str]:
+        base_url = await self._system.shape(shape)
+        return base_url, await self._model(base_url)
+
+    async def settle(self, config: RunConfig) -> None:
+        result = await run_once(config, headers=self._headers)
+        if not result.summary.succeeded:
+            raise SystemUnavailable(f"no request came to an end at {config.base_url}: {result.summary.failures}")
+
+    async def measure(self, config: RunConfig, shape: Shape, records_path: Path) -> tuple[RunResult, Use | None]:
+        door = self._door()
+        run = run_once(config, headers=self._headers, records_path=records_path, on_progress=self._on_progress)
+        if door is None:
+            return await run, None
+        sampler = Sampler(door)
+        async with sampler.watching():
+            result = await run
+        return result, sampler.use()
+
+    async def close(self) -> None:
+        await self._system.close()
+
+    async def _model(self, base_url: str) -> str:
+        """The name clients use: the only model, or the first one, that the server lists."""
+        try:
+            async with httpx.AsyncClient(headers=self._headers, timeout=TIMEOUT_S, trust_env=False) as http:
+                answer = (await http.get(f"{base_url}/v1/models")).raise_for_status()
+            return msgspec.json.decode(answer.content, type=Models).data[0].id
+        except (httpx.HTTPError, msgspec.DecodeError, IndexError) as error:
+            raise SystemUnavailable(f"{base_url}/v1/models does not say which model is served: {error}") from error

@@ -1,0 +1,162 @@
+"""Systems that an experiment runs on: a cluster of its own, started and scaled as cells need it, or one that runs.
+
+    async with contextlib.aclosing(StartedCluster({"model": "smollm2-135m-instruct"}, folder, os.environ)) as system:
+        base_url = await system.shape(Shape(prefill=1, decode=2))
+
+Both speak HTTP to the cluster's doors; starting is one `diptych up`, which has Ray start the pools.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loadgen.experiment.admin import AdminDoor, Status
+from loadgen.experiment.process import UpProcess
+from loadgen.experiment.shape import Say, Shape, System, SystemUnavailable
+from loadgen.experiment.toml import to_toml
+
+__all__ = ["RunningCluster", "Shape", "StartedCluster", "System", "SystemUnavailable"]
+
+START_TIMEOUT_S = 300.0
+
+
+def _silent(_text: str) -> None:
+    pass
+
+
+class RunningCluster:
+    """A cluster that somebody else started: it can be scaled, and nothing else."""
+
+    def __init__(self, admin_url: str, admin_key: str, say: Say = _silent) -> None:
+        self.door = AdminDoor(admin_url, admin_key)
+        self._say = say
+        self._known: Shape | None = None  # what it must be like, by the shapes so far
+
+    async def shape(self, shape: Shape) -> str:
+        """
+        Raises:
+            SystemUnavailable: also if it differs in what only a start can change.
+        """
+        known = self._known or shape
+        if not known.prefill:  # shapes without prefill workers leave open what the router was told about them
+            known = replace(known, prefill=shape.prefill, remote_prefill=shape.remote_prefill)
+        if not known.only_scales(shape):
+            raise SystemUnavailable(_cannot(known, shape))
+        self._known = known
+        status = await self.door.status()
+        if not status.has({"prefill": shape.prefill, "decode": shape.decode}):
+            status = await self.door.scale(shape, self._say)
+        _check_budget(status, shape)
+        return status.base_url(self.door.url)
+
+    async def close(self) -> None:
+        await self.door.close()
+
+    aclose = close  # for contextlib.aclosing
+
+
+class StartedCluster:
+    """A cluster of its own. It is started anew where the policy, the router's choice of remote prefill or the chunk
+    size differ, because a running one cannot change them; otherwise it is scaled.
+
+    Args:
+        described: of the cluster, as `diptych up --config` takes it (deploy/cluster_config.py lists the fields); what
+            shapes say is filled in.
+        folder: for the description and what the command says.
+        environment: of the process: where the user's cache and state are.
+        ray_address: of an existing Ray cluster; empty: a private one.
+        alone: what the router is told about remote prefill if the first shape has no prefill workers: what later shapes
+            with some will want, so that they are scaled to.
+    """
+
+    def __init__(
+        self,
+        described: Mapping[str, Any],
+        folder: Path,
+        environment: Mapping[str, str],
+        say: Say = _silent,
+        ray_address: str = "",
+        alone: str = "auto",
+    ) -> None:
+        self.num_starts = 0
+        self._described = described
+        self._folder = folder
+        self._environment = environment
+        self._say = say
+        self._ray_address = ray_address
+        self._alone = alone
+        self._started: Shape | None = None
+        self._process: UpProcess | None = None
+        self.door: AdminDoor | None = None
+
+    async def shape(self, shape: Shape) -> str:
+        if self.door is None or self._started is None or not self._started.only_scales(shape):
+            await self.close()
+            await self._start(shape)
+        assert self.door is not None
+        status = await self.door.status()
+        if not status.has({"prefill": shape.prefill, "decode": shape.decode}):
+            status = await self.door.scale(shape, self._say)
+        return status.base_url(self.door.url)
+
+    async def close(self) -> None:
+        if self.door is not None:
+            await self.door.close()
+        if self._process is not None:
+            self._say("stopping the cluster")
+            await self._process.stop()
+        self.door = self._process = self._started = None
+
+    aclose = close  # for contextlib.aclosing
+
+    async def _start(self, shape: Shape) -> None:
+        shape = shape if shape.prefill else replace(shape, remote_prefill=self._alone)
+        self._say(f"starting the cluster: {shape}, {shape.policy}, {shape.max_batch_tokens} tokens a step")
+        self.num_starts += 1
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = f"loadgen-{secrets.token_hex(4)}"
+        description = self._folder / "cluster.toml"
+        description.write_text(to_toml(describe(self._described, shape, name)), encoding="utf-8")
+        output = self._folder / f"cluster-{self.num_starts}.log"
+        self._process = await UpProcess.start(description, name, output, self._environment, self._ray_address)
+        try:
+            found = await self._process.wait_ready(START_TIMEOUT_S)
+        except BaseException:
+            await self.close()
+            raise
+        self.door, self._started = AdminDoor(found.admin_url, found.admin_key), shape
+
+
+def describe(described: Mapping[str, Any], shape: Shape, name: str) -> dict[str, Any]:
+    """The description with the shape in it: counts, the router's policy, the workers' chunk size."""
+    made = {**described, "name": name}
+    for kind, count in (("prefill", shape.prefill), ("decode", shape.decode)):
+        pool = dict(described.get(kind, {}))
+        options = {**pool.get("options", {}), "max_batch_tokens": shape.max_batch_tokens}
+        made[kind] = {**pool, "count": count, "options": options}
+    router = dict(described.get("router", {}))
+    options = {**router.get("options", {}), "policy": shape.policy, "remote_prefill": shape.router_remote_prefill}
+    made["router"] = {"http_port": 0, **router, "options": options}
+    return made
+
+
+def _check_budget(status: Status, shape: Shape) -> None:
+    budgets = {each.stats.step_budget for each in status.processes if each.stats and each.stats.step_budget}
+    if budgets - {shape.max_batch_tokens}:
+        raise SystemUnavailable(
+            f"the running cluster computes up to {', '.join(map(str, sorted(budgets)))} tokens a step, the experiment "
+            f"wants max_batch_tokens = {shape.max_batch_tokens}; write what runs, or let the experiment start its own"
+        )
+
+
+def _cannot(first: Shape, shape: Shape) -> str:
+    names = ("policy", "remote_prefill", "max_batch_tokens")
+    differ = [name for name in names if getattr(first, name) != getattr(shape, name)]
+    return (
+        f"a running cluster cannot change {', '.join(differ)}; sweep one value of it, or let the experiment start a "
+        'cluster of its own (backend = "cluster")'
+    )

@@ -1,0 +1,159 @@
+"""What recorded cells come to, and whether page, tables and terminal say it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from experiments import experiment, runs_of
+
+from loadgen.experiment.analysis import capacities, comparisons, measured
+from loadgen.experiment.cells import Cell
+from loadgen.experiment.export import csv_text, json_bytes, summary_text
+from loadgen.experiment.maps import comparison_table, pd_maps, region
+from loadgen.experiment.page import experiment_page
+from loadgen.experiment.results import State, open_folder
+
+MADE = experiment()
+STATE = State(experiment=MADE, salt=1, started_at_s=1.7e9)
+
+
+def ttft_ms(cell: Cell) -> float:
+    """Long prompts are late where workers do both; the pair is late at short ones under the higher rate."""
+    if cell.input_tokens == 512:
+        return 30.0 if cell.prefill else 500.0
+    return 500.0 if cell.prefill and cell.rate == 40.0 else 30.0
+
+
+RUNS = runs_of(MADE, ttft_ms)
+CELLS = measured(RUNS)
+
+
+def test_pairs_are_compared_seed_by_seed() -> None:
+    found = {
+        (pair.disaggregated.cell.input_tokens, pair.disaggregated.cell.rate, pair.disaggregated.cell.decode): pair
+        for pair in comparisons(CELLS)
+    }
+    assert len(found) == 8
+    for (length, rate, _), pair in found.items():
+        expected = "pays" if length == 512 else "loses" if rate == 40.0 else "same"
+        assert pair.verdict == expected
+        assert pair.colocated.cell.decode == pair.disaggregated.cell.num_workers
+    said = region(comparisons(CELLS))
+    assert said.startswith("Disaggregation pays at 1P+1D, in 512, 20/s;")
+    assert "It loses at 1P+1D, in 64, 40/s; 1P+2D, in 64, 40/s." in said
+
+
+def test_one_seed_decides_nothing() -> None:
+    found = comparisons(measured([run for run in RUNS if run.seed == 1]))
+    assert {pair.verdict for pair in found} == {"unclear"}
+
+
+def test_capacity_is_the_best_sustained_goodput_a_worker() -> None:
+    found = {(each.cell.prefill, each.cell.decode, each.cell.input_tokens): each for each in capacities(CELLS, 0.85)}
+    short, long = found[1, 1, 64], found[1, 1, 512]
+    assert short.cell.rate == 20.0  # above it the limits are missed
+    assert not short.at_the_end
+    assert long.cell.rate == 40.0
+    assert long.at_the_end
+    goodput = [
+        40.0 * run.result.summary.goodput.attainment
+        for run in RUNS
+        if (run.cell.prefill, run.cell.decode, run.cell.input_tokens, run.cell.rate) == (1, 1, 512, 40.0)
+    ]
+    assert long.per_worker == pytest.approx(sum(goodput) / 3 / 2)
+    assert long.interval is not None
+    assert long.interval.low < long.per_worker < long.interval.high
+    nothing = found[0, 2, 512]
+    assert (nothing.per_worker, nothing.sustained) == (0.0, False)
+    strict = {each.per_worker for each in capacities(CELLS, 0.95)}
+    assert strict == {0.0}  # a tenth of the requests fails everywhere: failures are misses
+
+
+def test_idle_workers_count_in_the_balance() -> None:
+    by_shape = {(each.cell.prefill, each.cell.decode): each for each in CELLS}
+    assert by_shape[1, 1].balance("output") == 1.0
+    assert by_shape[1, 2].balance("output") == 0.5  # one of two got everything
+    assert by_shape[0, 3].balance("prompt") == pytest.approx(1 / 3)
+
+
+def test_maps_have_a_cell_for_each_shape() -> None:
+    maps = pd_maps(capacities(CELLS, 0.85), 0.85)
+    assert maps.count("<svg") == 2  # one for each prompt length
+    assert maps.count('class="cell best"') == 2
+    table = comparison_table(comparisons(CELLS))
+    assert table.count('<td class="loses">') == 2
+    assert table.count('<td class="pays">') == 4
+
+
+class Checker(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.loads += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "data")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_loads_nothing() -> None:
+    page = experiment_page(STATE, CELLS, num_planned=len(RUNS) + 3)
+    checker = Checker()
+    checker.feed(page)
+    assert (checker.open, checker.loads) == ([], [])
+    assert "<script" not in page
+    for heading in ("What each configuration sustains", "Prefill and decode workers", "Disaggregated or colocated"):
+        assert f"<h2>{heading}</h2>" in page
+    for heading in ("What each phase costs", "How busy each phase was", "Figures", "Distributions"):
+        assert f"<h2>{heading}</h2>" in page
+    assert f"{len(RUNS)} of {len(RUNS) + 3} runs, not finished" in page
+    assert "prefers-color-scheme: dark" in page
+    assert "Transfer exposed p99" in page
+
+
+def test_tables_have_every_run_and_every_figure() -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(CELLS))))
+    assert len(rows) == len(RUNS)
+    assert {row["exposed_mean_ms"] for row in rows if row["prefill"] == "1"} == {"1"}
+    assert {row["exposed_mean_ms"] for row in rows if row["prefill"] == "0"} == {""}
+    content = json.loads(json_bytes(STATE, CELLS))
+    assert len(content["cells"]) == len(CELLS)
+    assert content["best"]["label"].startswith("1P+1D")
+    assert {pair["verdict"] for pair in content["comparisons"]} == {"pays", "loses", "same"}
+    assert content["cells"][0]["figures"]["goodput_per_s"]["interval"]["low"] >= 0
+    text = summary_text(STATE, CELLS)
+    assert "It loses at" in text
+    assert all(each.label in text for each in CELLS)
+
+
+def test_invalid_runs_do_not_count_beside_valid_ones() -> None:
+    first = RUNS[0]
+    bad = type(first)(
+        cell=first.cell,
+        seed=9,
+        result=type(first.result)(
+            **{name: getattr(first.result, name) for name in first.result.__struct_fields__}
+            | {"valid": False, "invalid_because": ["late"]}
+        ),
+    )
+    assert [run.seed for run in measured([first, bad])[0].runs] == [first.seed]
+    assert [run.seed for run in measured([bad])[0].runs] == [9]
+
+
+def test_runs_come_back_from_their_folder(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path, MADE)
+    for run in RUNS[:4]:
+        folder.write(run)
+    assert folder.runs() == RUNS[:4]

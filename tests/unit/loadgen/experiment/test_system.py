@@ -1,0 +1,168 @@
+"""What is said to a cluster's doors, what a description becomes, and what a running cluster cannot do."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+
+import httpx
+import pytest
+
+from loadgen.experiment import admin, system
+from loadgen.experiment.admin import AdminDoor, Stats
+from loadgen.experiment.process import find_door
+from loadgen.experiment.system import RunningCluster, Shape, SystemUnavailable, describe
+from loadgen.experiment.toml import to_toml
+from loadgen.experiment.use import Sampler
+
+
+class Cluster:
+    """An admin door in this process; a scale takes effect at the second look."""
+
+    def __init__(self, prefill: int, decode: int, budget: int = 512, host: str = "127.0.0.1") -> None:
+        self.counts = {"prefill": prefill, "decode": decode}
+        self.running = dict(self.counts)
+        self.scales: list[dict[str, int]] = []
+        self.keys: set[str] = set()
+        self._budget, self._host = budget, host
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.keys.add(request.headers["authorization"])
+        if request.url.path == "/scale":
+            body = json.loads(request.content)
+            if body["decode"] > 5:
+                return httpx.Response(400, json=["bad_request", "decode is 6; it must be 1 to 5", "decode", None])
+            self.scales.append(body)
+            self.counts |= body
+            return httpx.Response(202, json={})
+        answer = self._status()
+        self.running = dict(self.counts)
+        return httpx.Response(200, json=answer)
+
+    def _status(self) -> dict[str, object]:
+        stats = {"num_running": 1, "step_budget": self._budget, "blocks_total": 10, "blocks_used": 4, "other": 1}
+        workers = [
+            {"kind": kind, "state": "running", "record": {"worker_id": f"{kind}-{number}"}, "stats": stats}
+            for kind, count in self.running.items()
+            for number in range(count)
+        ]
+        router = {"kind": "router", "record": {"http_address": f"{self._host}:81"}, "stats": None}
+        return {
+            "model": "m",
+            "wanted": self.counts | {"router": 1},
+            "processes": [*workers, router],
+            "complete": self.running == self.counts,
+            "placeable": self.running,
+        }
+
+
+def running(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> RunningCluster:
+    def door(url: str, key: str) -> AdminDoor:
+        return AdminDoor(url, key, httpx.MockTransport(cluster))
+
+    monkeypatch.setattr(system, "AdminDoor", door)
+    monkeypatch.setattr(admin, "POLL_S", 0.0)
+    return RunningCluster("http://10.0.0.9:70", "secret")
+
+
+async def test_a_running_cluster_is_scaled_until_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(1, 1)
+    made = running(cluster, monkeypatch)
+    assert await made.shape(Shape(prefill=1, decode=1)) == "http://127.0.0.1:81"
+    assert cluster.scales == []
+    await made.shape(Shape(prefill=0, decode=2, remote_prefill="never"))
+    assert cluster.scales == [{"prefill": 0, "decode": 2}]
+    assert cluster.running == {"prefill": 0, "decode": 2}
+    assert cluster.keys == {"Bearer secret"}
+    await made.close()
+
+
+async def test_a_router_that_listens_everywhere_is_where_the_admin_door_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = running(Cluster(1, 1, host="0.0.0.0"), monkeypatch)
+    assert await made.shape(Shape(prefill=1, decode=1)) == "http://10.0.0.9:81"
+
+
+async def test_what_a_running_cluster_cannot_change_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = running(Cluster(1, 1), monkeypatch)
+    with pytest.raises(SystemUnavailable, match=r"computes up to 512 tokens a step, the experiment wants .* 256"):
+        await made.shape(Shape(prefill=1, decode=1, max_batch_tokens=256))
+    made = running(Cluster(1, 1), monkeypatch)
+    await made.shape(Shape(prefill=1, decode=1))
+    with pytest.raises(SystemUnavailable, match=r'cannot change policy; .*backend = "cluster"'):
+        await made.shape(Shape(prefill=1, decode=1, policy="random"))
+
+
+async def test_without_prefill_workers_it_stays_open_what_the_router_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = running(Cluster(0, 2), monkeypatch)
+    await made.shape(Shape(prefill=0, decode=2, remote_prefill="never"))
+    await made.shape(Shape(prefill=1, decode=1, remote_prefill="prefer"))
+    await made.shape(Shape(prefill=0, decode=2, remote_prefill="never"))
+    with pytest.raises(SystemUnavailable, match="cannot change remote_prefill"):
+        await made.shape(Shape(prefill=1, decode=1, remote_prefill="auto"))
+
+
+async def test_the_doors_own_words_reach_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = running(Cluster(1, 1), monkeypatch)
+    with pytest.raises(SystemUnavailable, match="HTTP 400, decode is 6; it must be 1 to 5"):
+        await made.shape(Shape(prefill=1, decode=6))
+
+
+async def test_a_door_that_is_not_there() -> None:
+    made = RunningCluster("http://127.0.0.1:9", "k")
+    with pytest.raises(SystemUnavailable, match="cannot be reached"):
+        await made.shape(Shape(prefill=1, decode=1))
+
+
+def test_without_prefill_workers_no_start_is_needed() -> None:
+    pair = Shape(prefill=1, decode=1)
+    assert pair.only_scales(Shape(prefill=0, decode=2, remote_prefill="never"))
+    assert not pair.only_scales(Shape(prefill=1, decode=1, remote_prefill="never"))
+    assert not pair.only_scales(Shape(prefill=1, decode=1, max_batch_tokens=64))
+    preferring = Shape(prefill=1, decode=1, remote_prefill="prefer")
+    assert preferring.only_scales(Shape(prefill=0, decode=2, remote_prefill="never"))
+    assert not preferring.only_scales(pair)
+    always = Shape(prefill=1, decode=1, remote_prefill="always")  # refuses everything without prefill workers
+    assert not always.only_scales(Shape(prefill=0, decode=2, remote_prefill="never"))
+
+
+def test_a_description_has_the_shape_in_it_and_survives_toml() -> None:
+    given = {"model": "m ü\n", "options": {"block_size": 8}, "decode": {"num_cpus": 1.5, "options": {"threads": 2}}}
+    shape = Shape(prefill=2, decode=3, policy="random", remote_prefill="always", max_batch_tokens=64)
+    made = describe(given, shape, "mine")
+    assert tomllib.loads(to_toml(made)) == made
+    assert made["decode"] == {"num_cpus": 1.5, "count": 3, "options": {"threads": 2, "max_batch_tokens": 64}}
+    assert made["prefill"] == {"count": 2, "options": {"max_batch_tokens": 64}}
+    assert made["router"] == {"http_port": 0, "options": {"policy": "random", "remote_prefill": "always"}}
+    assert (made["name"], made["options"]) == ("mine", {"block_size": 8})
+
+
+def test_the_only_cluster_that_lives_is_found(tmp_path: Path) -> None:
+    def noted(name: str, pid: int) -> None:
+        door = {"name": name, "admin_url": f"http://{name}", "admin_key": "k", "pid": pid, "created_at_s": 0.0}
+        (tmp_path / f"{name}-{pid}.json").write_text(json.dumps(door))
+
+    with pytest.raises(SystemUnavailable, match="there is none"):
+        find_door(tmp_path)
+    noted("mine", os.getpid())
+    noted("gone", 2**22 + 1)
+    assert find_door(tmp_path).admin_url == "http://mine"
+    noted("other", os.getpid())
+    with pytest.raises(SystemUnavailable, match=r"mine.*other"):
+        find_door(tmp_path)
+    assert find_door(tmp_path, "other").admin_url == "http://other"
+
+
+async def test_use_is_read_from_the_status() -> None:
+    door = AdminDoor("http://x", "k", httpx.MockTransport(Cluster(0, 2)))
+    sampler = Sampler(door, clock=lambda: 5.0)
+    status = await door.status()
+    assert next(each.stats for each in status.processes) == Stats(1, 0, 0, 512, 10, 4)
+    sampler._samples = [(0.0, status), (1.0, status)]
+    use = sampler.use()
+    assert use is not None
+    assert use.prefill is None
+    assert use.decode.busy == [1.0, 1.0]
+    assert use.decode.kv_used == [0.4, 0.4]
+    assert use.decode.mean_busy == 1.0
