@@ -8,7 +8,7 @@ command that started the cluster, and go with it. A worker that books nothing is
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import ray
 from ray.util.placement_group import get_placement_group, placement_group, remove_placement_group
@@ -21,21 +21,21 @@ from deploy.process_config import worker_threads
 from deploy.reconcile import Kind
 
 
-def living_nodes() -> list[Node]:
-    """Blocks until Ray's head has answered."""
+def living_nodes(without: Collection[str] = ()) -> list[Node]:
+    """All but those with these ids. Blocks until Ray's head has answered."""
     return [
         Node(node["NodeID"], node.get("Resources") or {}, node.get("Labels") or {})
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and node["NodeID"] not in without
     ]
 
 
-def chosen_node(config: ClusterConfig, kind: Kind, placed: Sequence[Placed]) -> str:
-    """Where a process should go; empty: Ray decides."""
+def chosen_node(config: ClusterConfig, kind: Kind, placed: Sequence[Placed], without: Collection[str] = ()) -> str:
+    """Where a process should go, but to none of the nodes `without`; empty: Ray decides."""
     if kind is Kind.ROUTER:
         return config.door_node_id
     pool = config.pool(kind)
-    return choose(Needs(kind, pool.booked, pool.labels, pool.placement), living_nodes(), placed)
+    return choose(Needs(kind, pool.booked, pool.labels, pool.placement), living_nodes(without), placed)
 
 
 def actor_options(config: ClusterConfig, kind: Kind, name: str, node_id: str) -> dict[str, object]:
