@@ -59,7 +59,7 @@ UP_OPTIONS = $(strip \
     $(call option,kv-cache-mb,$(KV_CACHE_MB)) $(call option,threads,$(THREADS)) \
     $(call option,prompt,$(PROMPT)) $(call option,max-tokens,$(MAX_TOKENS)) $(if $(filter-out 0,$(ONCE)),--once))
 
-.PHONY: help up test test-slow check bench-engine bench-transfer bench-index bench-sim chaos-transfer chaos-drain format proto clean
+.PHONY: help up test test-slow check bench-engine bench-transfer bench-index bench-sim bench-autoscale chaos-transfer chaos-drain format proto clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -101,6 +101,9 @@ bench-index: $(DEV_STAMP)  ## the prefix index: matching, applying, hashing, mem
 
 bench-sim: $(DEV_STAMP)  ## the simulator: speed, validation, placement policies (needs Mooncake traces, see --help)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sim $(BENCH_ARGS)
+
+bench-autoscale: $(DEV_STAMP)  ## autoscaling against fixed fleets, in virtual time
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.autoscale $(BENCH_ARGS)
 
 chaos-transfer: $(DEV_STAMP)  ## kill, freeze, cancel and corrupt transfers, hundreds of times; ends with one JSON line
 	@OMP_NUM_THREADS=1 PYTHONPATH=.:tests/support $(BIN)/python -m tests.chaos.transfer $(BENCH_ARGS)

@@ -1,7 +1,8 @@
 """The admin door: what `diptych status`, `scale`, `drain`, `role` and `down` ask, over HTTP with a key.
 
     GET  /status                                        a `ClusterStatus`
-    POST /scale   {"prefill": 3, "decode": 2}
+    GET  /metrics                                       the same as Prometheus text, as far as it is numbers
+    POST /scale   {"prefill": 3, "decode": "auto"}     auto: as the load says, with autoscaling
     POST /drain   {"worker": "decode-…", "replace": true}
     POST /role    {"worker": "prefill-…", "role": "decode"}
     POST /down
@@ -13,8 +14,8 @@ status, and `deploy.api` waits for it. Lives in the process of `diptych up`, so 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -25,9 +26,11 @@ from starlette.routing import Route
 
 from deploy.reconcile import Kind
 from deploy.status import ClusterError, ClusterStatus
+from deploy.status_metrics import CONTENT_TYPE, exposition
 from diptych.errors import BadRequest, DiptychError, NoCapacity, PayloadTooLarge, Unauthorized
 
 MAX_BODY_BYTES = 64 << 10
+AUTO = "auto"
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
@@ -36,13 +39,14 @@ class Verbs(Protocol):
 
     def status(self) -> ClusterStatus: ...
     def scale(self, counts: dict[Kind, int]) -> None: ...
+    def release(self, pools: Sequence[Kind]) -> None: ...
     def drain(self, worker: str, *, replace: bool) -> None: ...
     def change_role(self, worker: str, role: Kind) -> None: ...
 
 
 class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    prefill: int | None = None
-    decode: int | None = None
+    prefill: int | Literal["auto"] | None = None
+    decode: int | Literal["auto"] | None = None
     router: int | None = None
 
 
@@ -69,6 +73,7 @@ def make_admin_app(cluster: Verbs, key: str, down: Callable[[], None]) -> Starle
     door = AdminDoor(cluster, down)
     routes = [
         Route("/status", _guarded(door.status, key)),
+        Route("/metrics", _guarded(door.metrics, key)),
         Route("/scale", _guarded(door.scale, key), methods=["POST"]),
         Route("/drain", _guarded(door.drain, key), methods=["POST"]),
         Route("/role", _guarded(door.role, key), methods=["POST"]),
@@ -87,12 +92,19 @@ class AdminDoor:
     async def status(self, _request: Request) -> Response:
         return _json(await run_in_threadpool(self._cluster.status))
 
+    async def metrics(self, _request: Request) -> Response:
+        status = await run_in_threadpool(self._cluster.status)
+        return Response(exposition(status), media_type=CONTENT_TYPE)
+
     async def scale(self, request: Request) -> Response:
         body = await _read(request, Scale)
-        counts = {kind: count for kind in Kind if (count := getattr(body, kind.value)) is not None}
-        if not counts:
+        given = {kind: count for kind in Kind if (count := getattr(body, kind.value)) is not None}
+        if not given:
             raise BadRequest("give a count of at least one pool, e.g. prefill=3")
-        await run_in_threadpool(self._cluster.scale, counts)
+        if released := [kind for kind, count in given.items() if count == AUTO]:
+            await run_in_threadpool(self._cluster.release, released)
+        if counts := {kind: count for kind, count in given.items() if count != AUTO}:
+            await run_in_threadpool(self._cluster.scale, counts)
         return _json({}, 202)
 
     async def drain(self, request: Request) -> Response:

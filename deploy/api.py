@@ -22,6 +22,7 @@ import httpx
 import msgspec
 
 from deploy.admin_wait import drained, gone, role_changed, scaled
+from deploy.doors import pinned
 from deploy.reconcile import Kind
 from deploy.running import Running, RunningFiles
 from deploy.status import ClusterStatus
@@ -38,19 +39,22 @@ class AdminError(Exception):
     """The cluster cannot be reached, or a verb had no effect in time; the message says why."""
 
 
-def find(name: str = "", url: str = "", key: str = "", environment: Mapping[str, str] | None = None) -> Admin:
+def find(
+    name: str = "", url: str = "", key: str = "", environment: Mapping[str, str] | None = None, ca_file: str = ""
+) -> Admin:
     """The admin door of a cluster.
 
     Args:
         environment: says where this user's state is; the process' own by default.
         name: of one of this user's clusters on this machine; empty: the only one.
         url: of any other; then `key` is needed.
+        ca_file: PEM; with an https `url` whose certificate no public authority has signed.
 
     Raises:
         AdminError: there is none, or more than one.
     """
     if url:
-        return Admin(url, key)
+        return Admin(url, key, ca_file=ca_file)
     running = [
         found
         for found in RunningFiles(os.environ if environment is None else environment).alive()
@@ -64,23 +68,41 @@ def find(name: str = "", url: str = "", key: str = "", environment: Mapping[str,
         )
     if len(running) > 1:
         raise AdminError(f"several clusters run: {', '.join(found.name for found in running)}; choose with --cluster")
-    return Admin(running[0].admin_url, running[0].admin_key, running=running[0])
+    found = running[0]
+    return Admin(found.admin_url, found.admin_key, running=found, ca_file=found.admin_cert)
 
 
 class Admin:
     """A context manager. Every method raises `BadRequest` for what cannot be done and `AdminError` for what failed."""
 
-    def __init__(self, url: str, key: str, say: Say = lambda _text: None, running: Running | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        say: Say = lambda _text: None,
+        running: Running | None = None,
+        ca_file: str = "",
+    ) -> None:
         """
         Args:
             say: told in words what happens while a verb takes effect.
             running: the command that runs the cluster, if it does so on this machine.
+            ca_file: PEM of the certificate to trust, under whatever name; "": those of public authorities.
+
+        Raises:
+            AdminError: `ca_file` cannot be used.
         """
         self.say = say
         self.timeout_s = WAIT_TIMEOUT_S
         self._running = running
         headers = {"Authorization": f"Bearer {key}"}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=REQUEST_TIMEOUT_S, trust_env=False)
+        try:
+            verify = pinned(ca_file) if ca_file else True
+        except OSError as error:
+            raise AdminError(f"the certificate in {ca_file} cannot be used: {error}") from None
+        self._http = httpx.Client(
+            base_url=url, headers=headers, timeout=REQUEST_TIMEOUT_S, trust_env=False, verify=verify
+        )
 
     def __enter__(self) -> Admin:
         return self
@@ -91,10 +113,11 @@ class Admin:
     def status(self) -> ClusterStatus:
         return msgspec.json.decode(self._request("GET", "/status"), type=ClusterStatus)
 
-    def scale(self, **counts: int) -> ClusterStatus:
-        """So many processes of each pool named: prefill, decode, router."""
+    def scale(self, **counts: int | str) -> ClusterStatus:
+        """So many processes of each pool named: prefill, decode, router; "auto": as many as the load needs."""
         self._request("POST", "/scale", counts)
-        return self._until(lambda status: scaled(status, {Kind(kind): count for kind, count in counts.items()}))
+        said = {Kind(kind): count for kind, count in counts.items() if isinstance(count, int)}
+        return self._until(lambda status: scaled(status, said))
 
     def drain(self, worker: str, *, replace: bool = True) -> ClusterStatus:
         """A worker finishes and ends; with `replace`, after another has taken its place."""

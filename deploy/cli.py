@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -22,6 +22,9 @@ PROMPT = "Explain in three sentences why the sky is blue."
 app = App(name="diptych", help="A disaggregated prefill/decode serving cluster.", version=diptych.__version__)
 for verb in verbs:
     app.command(verb)
+# By name: the simulator and the load generator are imported when they are asked for.
+app.command("loadgen.planner.cli:plan", name="plan", help="Find the number of workers of each kind for a trace.")
+app.command("loadgen.falsify.cli:falsify", name="falsify", help="Measure on a trace whether disaggregation pays.")
 
 
 @app.command
@@ -36,7 +39,7 @@ def up(
     http_port: int | None = None,
     grpc_port: int | None = None,
     admin_port: int | None = None,
-    redis_url: str | None = None,
+    redis_url: Annotated[str | None, Parameter(env_var="DIPTYCH_REDIS_URL", show_default=False)] = None,
     ray_address: Annotated[str, Parameter(name=["--ray-address", "--address"])] = "",
     cluster: str | None = None,
     kv_cache_mb: int | None = None,
@@ -47,6 +50,11 @@ def up(
     remote_prefill: str | None = None,
     drain_timeout: float | None = None,
     otlp_endpoint: str | None = None,
+    engine: Literal["torch", "sim"] | None = None,
+    timing: str | None = None,
+    speedup: float | None = None,
+    sim_cell_bytes: int | None = None,
+    sim_kv_tokens: int | None = None,
     insecure_network: Annotated[bool | None, Parameter(negative=())] = None,
     prompt: str = PROMPT,
     max_tokens: int = 96,
@@ -78,7 +86,8 @@ def up(
     admin_port
         Of the admin door, on loopback; 0 picks a free one, which the other commands find.
     redis_url
-        An existing Redis (7 or newer) or Valkey; an embedded one when empty.
+        An existing Redis (7 or newer) or Valkey; an embedded one when empty. A URL with a password is better given in
+        DIPTYCH_REDIS_URL than on the command line.
     ray_address
         An existing Ray cluster (host:port or "auto"); a private one when empty.
     cluster
@@ -99,6 +108,17 @@ def up(
         Seconds a worker may finish its requests when told to stop.
     otlp_endpoint
         Where OpenTelemetry spans go; tracing is off when empty.
+    engine
+        "sim" computes nothing: steps take the time of a timing model, text means nothing, and the model folder needs no
+        weights (docs/simulated-engine.md).
+    timing
+        Of a simulated engine: fixed:prefill_ms=50,decode_ms=10, fit:MODEL/GPU (measured GPUs) or measured:FILE.
+    speedup
+        Divides the times of a simulated engine.
+    sim_cell_bytes
+        Memory of a simulated token's KV; 0: what the model's KV takes.
+    sim_kv_tokens
+        Tokens that a simulated worker's cache holds; 0: as many as the engine that is played would hold.
     insecure_network
         Allow addresses that other machines reach, without TLS and without keys for clients.
     prompt
@@ -115,6 +135,9 @@ def up(
         "num_gpus": num_gpus,
         "options.threads": threads,
         "options.kv_cache_bytes": None if kv_cache_mb is None else kv_cache_mb << 20,
+        "options.sim_timing": timing,
+        "options.sim_speedup": speedup,
+        "options.sim_kv_tokens": sim_kv_tokens,
     }
     flags: dict[str, Any] = {
         "model": model,
@@ -131,6 +154,8 @@ def up(
         "admin.port": admin_port,
         "options.block_size": block_size,
         "options.otlp_endpoint": otlp_endpoint,
+        "options.engine": engine,
+        "options.sim_cell_bytes": sim_cell_bytes,
         "limits.drain_timeout_s": drain_timeout,
         "limits.start_timeout_s": start_timeout,
         "allow_insecure_network": insecure_network,
@@ -155,6 +180,31 @@ def up(
         return run_up(options, folder.path, progress)
 
     return supervise(run, folder.remove)
+
+
+@app.command
+def key(tenant: str, *, file: Path = Path("keys.toml")) -> int:
+    """Make a key for a client and print it, once; its digest is added to the file that routers read.
+
+    Parameters
+    ----------
+    tenant
+        Whose it is. Tenants share no cached prefix.
+    file
+        The `api_keys_file` of the routers; made if it is not there. To withdraw a key, remove its entry.
+    """
+    from router.keys import key_entry, new_key
+
+    made = new_key()
+    try:
+        entry = key_entry(tenant, made)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a") as keys:
+            keys.write(entry)
+    except (ValueError, OSError) as error:
+        Progress().error(str(error))
+        return 1
+    print(made)
+    return 0
 
 
 @app.command

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deploy.cluster_config import ClusterConfig
 from deploy.controller import Controller
-from deploy.monitor import door_url
+from deploy.doors import UNVERIFIED, door_url
 from deploy.progress import Progress
 from deploy.reconcile import Kind, State
 from deploy.status import ClusterError, ClusterStatus, Crash
@@ -73,6 +73,10 @@ class Cluster:
             ClusterError: there is no controller, yet or any more.
         """
         self._order("scale", {kind.value: count for kind, count in counts.items()})
+
+    def release(self, pools: Sequence[Kind]) -> None:
+        """Let the load decide about these pools again (autoscaling)."""
+        self._order("release", [kind.value for kind in pools])
 
     def drain(self, worker: str, *, replace: bool = True) -> None:
         """Let a worker finish and end."""
@@ -145,9 +149,9 @@ class Cluster:
     def _unready(self, status: ClusterStatus) -> str:
         """Why a public door does not call the cluster healthy and whole; empty when all do."""
         for router in status.of(Kind.ROUTER):
-            url = door_url(str(router.said["http_address"]))
+            url = door_url(router.said)
             try:
-                response = httpx.get(f"{url}/health", timeout=CALL_TIMEOUT_S, trust_env=False)
+                response = httpx.get(f"{url}/health", timeout=CALL_TIMEOUT_S, trust_env=False, verify=UNVERIFIED)
             except httpx.HTTPError as error:
                 return f"{url}/health cannot be reached: {error}"
             view = msgspec.json.decode(response.content)

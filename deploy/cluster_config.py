@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from deploy.autoscale import AutoscaleSettings
 from deploy.exposure import check_exposure
 from deploy.placing import Strategy
 from deploy.process_config import process_config
@@ -69,6 +70,12 @@ class Admin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     host: str = "127.0.0.1"
     port: int = 0  # 0 picks a free one; the commands of this user on this machine find it
+    tls_cert_file: str = ""  # PEM; with its key, or neither
+    tls_key_file: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.tls_cert_file) != bool(self.tls_key_file):
+            raise ValueError("tls_cert_file and tls_key_file belong together; one is missing")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,9 +106,11 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     router: RouterPool = RouterPool()
     admin: Admin = Admin()
     limits: Limits = Limits()
+    autoscale: AutoscaleSettings = AutoscaleSettings()  # how many workers the load needs; off by default
     options: dict[str, Any] = {}  # fields that `WorkerConfig` and `RouterConfig` share, such as block_size and dtype
     surge: bool = True  # start a replacement before its predecessor is drained; false where there is no room for both
-    allow_insecure_network: bool = False  # plain HTTP and gRPC without keys beyond this machine
+    trusted_kv_network: bool = False  # workers of several nodes exchange KV blocks over it, in the clear
+    allow_insecure_network: bool = False  # whatever has no lock may listen beyond this machine (deploy/exposure.py)
     # Set by `deploy.up`:
     log_folder: str = ""  # one file per process
     worker_host: str = "127.0.0.1"  # where workers listen; `NODE_HOST`: the address of their Ray node
@@ -118,10 +127,26 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(f"prefill.count is {self.prefill.count}; it cannot be negative")
         if self.router.count < 1:
             raise ValueError(f"router.count is {self.router.count}; a cluster needs at least one router")
-        for what, host in (("router.host", self.router.host), ("admin.host", self.admin.host)):
-            check_exposure(what, host, allowed=self.allow_insecure_network)
+        self._check_exposure()
+        self._check_bounds()
         for kind in Kind:
             process_config(self, kind, slot=0)  # refuses what a process would refuse, before anything starts
+
+    def _check_exposure(self) -> None:
+        doors, admin = self.router.options, self.admin
+        locked = bool(doors.get("tls_cert_file") and doors.get("api_keys_file"))
+        insecure = self.allow_insecure_network
+        lock = "router.options.tls_cert_file, tls_key_file and api_keys_file"
+        check_exposure("router.host", self.router.host, allowed=insecure or locked, lock=lock)
+        lock = "admin.tls_cert_file and tls_key_file"
+        check_exposure("admin.host", admin.host, allowed=insecure or bool(admin.tls_cert_file), lock=lock)
+
+    def _check_bounds(self) -> None:
+        """A pool that the load decides about begins within its bounds; one of 0 workers stays as it is."""
+        for kind in (Kind.PREFILL, Kind.DECODE) if self.autoscale.mode == "on" else ():
+            count, bounds = self.pool(kind).count, self.autoscale.bounds(kind)
+            if count and bounds.clamp(count) != count:
+                raise ValueError(f"{kind}.count is {count}; autoscale.{kind} says {bounds.min} to {bounds.max}")
 
     @property
     def counts(self) -> dict[Kind, int]:

@@ -18,16 +18,21 @@ import msgspec
 import structlog
 
 from deploy.actors import ENTRY_POINTS
+from deploy.autoscaling import Autoscaling
 from deploy.cluster_config import ClusterConfig
+from deploy.doors import door_url
+from deploy.draining import DrainingNodes
 from deploy.hosted import Hosted
 from deploy.monitor import Monitor
 from deploy.pools import Pools
+from deploy.process_config import process_config
 from deploy.reconcile import Action, Forget, Health, Kill, Kind, Observed, Start, State, Stop, Tombstone, reconcile
 from deploy.saved_state import StateStore
 from deploy.status import ClusterStatus, ProcessStatus
 from deploy.wanted import Wanted
-from diptych.errors import DiptychError
+from diptych.errors import BadRequest, DiptychError
 from diptych.membership import connect
+from diptych.tls import cluster_tls
 
 LOOK_AGAIN_S = 1.0  # nothing needs it but what failed the first time
 LOG = structlog.get_logger()
@@ -43,10 +48,13 @@ class Controller:
         self._store = StateStore(run_id)
         self._redis = connect(self._config.redis_url)
         self._changed = asyncio.Event()
-        self._monitor = Monitor(self._redis, self._config.name, self._config.limits, self._changed.set)
+        tls = cluster_tls(process_config(self._config, Kind.ROUTER, slot=0))
+        self._monitor = Monitor(self._redis, self._config.name, self._config.limits, self._changed.set, tls)
         self._pools = Pools(
             self._config, ENTRY_POINTS | (entry_points or {}), self._store, self._redis, self._changed.set
         )
+        self._draining_nodes = DrainingNodes()
+        self._autoscaling: Autoscaling | None = None  # as soon as it is in charge
         self._in_charge = asyncio.Event()  # it knows what its predecessor knew
         self._running = asyncio.create_task(self._run())
         self._running.add_done_callback(_crash_with)
@@ -55,7 +63,7 @@ class Controller:
         """The JSON of a `ClusterStatus`."""
         await self._in_charge.wait()
         processes = [self._status_of(hosted) for hosted in self._pools]
-        settled = [p.kind for p in processes if p.state is State.RUNNING and not p.leaving and p.health is Health.OK]
+        settled = [p.kind for p in processes if _is_settled(p)]
         counts = self._pools.counts
         return msgspec.json.encode(
             ClusterStatus(
@@ -68,12 +76,26 @@ class Controller:
                 placeable=self._monitor.placeable(),
                 going_down=self._pools.wanted.down,
                 controller_pid=os.getpid(),
+                autoscale=self._autoscaling.status(time.monotonic()) if self._autoscaling else None,
             )
         )
 
     async def scale(self, counts: dict[str, int]) -> bytes:
         """Want so many processes from now on. All verbs return an empty answer, or the JSON of a `WireError`."""
-        return await self._want(lambda wanted: wanted.scaled({Kind(kind): count for kind, count in counts.items()}))
+        pin = self._config.autoscale.mode == "on"
+        by_kind = {Kind(kind): count for kind, count in counts.items()}
+        return await self._want(lambda wanted: wanted.scaled(by_kind, pin=pin))
+
+    async def release(self, pools: list[str]) -> bytes:
+        """Let the load decide again about pools whose count a user has said."""
+
+        def released(wanted: Wanted) -> Wanted:
+            if self._config.autoscale.mode != "on":
+                mode = self._config.autoscale.mode
+                raise BadRequest(f"autoscale.mode is {mode!r}: the load decides about no pool; give a number")
+            return wanted.released([Kind(pool) for pool in pools])
+
+        return await self._want(released)
 
     async def drain(self, name: str, replace: bool) -> bytes:
         """Let a worker finish and end; another takes its place if `replace`."""
@@ -114,11 +136,14 @@ class Controller:
         async with asyncio.TaskGroup() as tasks:
             monitoring = tasks.create_task(self._monitor.run())
             await self._pools.take_over(tasks)
+            self._autoscaling = Autoscaling(self._config.autoscale, self._pools, self._monitor, self._is_leaving)
             self._in_charge.set()
             while len(self._pools) or not self._pools.wanted.down:
                 self._changed.clear()
+                await asyncio.to_thread(self._draining_nodes.refresh)
                 self._observe()
                 now_s = time.monotonic()
+                self._autoscaling.look(now_s)
                 plan = reconcile(
                     self._pools.counts,
                     [self._observed(hosted) for hosted in self._pools],
@@ -141,7 +166,7 @@ class Controller:
     async def _do(self, action: Action, tasks: asyncio.TaskGroup) -> None:
         match action:
             case Start(kind=kind):
-                await self._pools.start(kind, tasks)
+                await self._pools.start(kind, tasks, self._draining_nodes.ids)
             case Stop(id=id):
                 if self._pools[id].kind is not Kind.ROUTER:
                     self._monitor.a_worker_leaves()
@@ -161,7 +186,7 @@ class Controller:
             if hosted.state is not State.RUNNING:
                 continue
             if hosted.kind is Kind.ROUTER:
-                self._monitor.watch_router(hosted.id, hosted.said("http_address"))
+                self._monitor.watch_router(hosted.id, door_url(hosted.record_fields))
             else:
                 self._monitor.watch_worker(hosted.id, hosted.worker_id, hosted.said("address"))
 
@@ -178,8 +203,13 @@ class Controller:
         )
 
     def _is_leaving(self, hosted: Hosted) -> bool:
-        """Because somebody wants it, or because the worker itself asked to be replaced."""
-        return self._pools.is_leaving(hosted) or self._monitor.is_draining(hosted.id)
+        """Because somebody wants it, because the worker itself asked to be replaced, or because its node goes."""
+        on_node = hosted.hosting.node_id if hosted.hosting and hosted.kind is not Kind.ROUTER else ""
+        return (
+            self._pools.is_leaving(hosted)
+            or self._monitor.is_draining(hosted.id)
+            or on_node in self._draining_nodes.ids
+        )
 
     def _status_of(self, hosted: Hosted) -> ProcessStatus:
         vitals = self._monitor.vitals(hosted.id)
@@ -188,6 +218,7 @@ class Controller:
             kind=hosted.kind,
             state=hosted.state,
             health=self._monitor.health(hosted.id),
+            probing=self._monitor.is_probing(hosted.id),
             leaving=self._is_leaving(hosted) or hosted.state is State.STOPPING,
             becomes=self._pools.wanted.leaving.get(hosted.id),
             hosting=hosted.hosting,
@@ -195,6 +226,11 @@ class Controller:
             record=hosted.record,
             stats=vitals.stats if vitals else None,
         )
+
+
+def _is_settled(process: ProcessStatus) -> bool:
+    serves = process.state is State.RUNNING and not process.probing and process.health is Health.OK
+    return serves and not process.leaving
 
 
 def _crash_with(task: asyncio.Task[None]) -> None:

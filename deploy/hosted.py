@@ -67,10 +67,15 @@ class Hosted:
         booked = {} if self.kind is Kind.ROUTER else self._config.pool(self.kind).booked
         return Placed(self.kind, self.hosting.node_id if self.hosting else self._saved.node_id, booked)
 
-    def said(self, name: str) -> str:
-        """A text of what the process said about itself."""
+    @property
+    def record_fields(self) -> dict[str, Any]:
+        """What the process said about itself; nothing before it was ready."""
         record = msgspec.json.decode(self.record)
-        return str(record.get(name, "")) if isinstance(record, dict) else ""
+        return record if isinstance(record, dict) else {}
+
+    def said(self, name: str) -> str:
+        """A text of that."""
+        return str(self.record_fields.get(name, ""))
 
     def saved(self) -> SavedProcess:
         """What another controller has to know to take it over."""

@@ -18,6 +18,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from deploy.cluster_config import Limits
+from deploy.doors import UNVERIFIED
 from deploy.health import Vitals
 from deploy.reconcile import Health, Kind
 from deploy.wanted import POOLS
@@ -25,6 +26,7 @@ from diptych import rpc
 from diptych.errors import DiptychError
 from diptych.membership import MembershipWatch
 from diptych.messages import Subscribe, WorkerState
+from diptych.tls import ClusterTls
 
 TICK_S = 0.5
 RETRY_S = 1.0
@@ -33,14 +35,23 @@ DOOR_TIMEOUT_S = 2.0
 
 
 class Monitor:
-    def __init__(self, redis: Redis, cluster: str, limits: Limits, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        cluster: str,
+        limits: Limits,
+        on_change: Callable[[], None],
+        tls: ClusterTls | None = None,
+    ) -> None:
         self._limits = limits
         self._on_change = on_change
+        self._tls = tls
         self._watch = MembershipWatch(redis, cluster)
         self._observer = f"controller-{uuid4().hex}"
         self._vitals: dict[str, Vitals] = {}  # by the controller's name
         self._workers: dict[str, str] = {}  # the same: incarnation
         self._doors: dict[str, dict[Kind, int] | None] = {}  # of routers: workers that they would use, if known
+        self._probing: dict[str, frozenset[str]] = {}  # of routers: incarnations that no canary has gone through yet
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._trust_from_s = 0.0  # on the clock: what routers said before is about a fleet that is changing
 
@@ -50,10 +61,10 @@ class Monitor:
             self._vitals[id], self._workers[id] = Vitals(), worker_id
             self._tasks[id] = asyncio.create_task(self._read_frames(id, address))
 
-    def watch_router(self, id: str, http_address: str) -> None:
+    def watch_router(self, id: str, url: str) -> None:
         if id not in self._tasks:
             self._vitals[id], self._doors[id] = Vitals(lapsed=True), None  # its silence has no second witness
-            self._tasks[id] = asyncio.create_task(self._ask_door(id, door_url(http_address)))
+            self._tasks[id] = asyncio.create_task(self._ask_door(id, url))
 
     def keep(self, ids: set[str]) -> None:
         """Observe none but these any more."""
@@ -63,7 +74,7 @@ class Monitor:
     def _forget(self, id: str) -> None:
         if (task := self._tasks.pop(id, None)) is not None:
             task.cancel()
-        for known in (self._vitals, self._workers, self._doors):
+        for known in (self._vitals, self._workers, self._doors, self._probing):
             known.pop(id, None)
 
     def vitals(self, id: str) -> Vitals | None:
@@ -78,6 +89,11 @@ class Monitor:
         """Whether a worker says so of itself; it may have asked to be replaced."""
         record = self._watch.workers.get(self._workers.get(id, ""))
         return record is not None and record.state is WorkerState.DRAINING
+
+    def is_probing(self, id: str) -> bool:
+        """Whether a router says that no canary has gone through this worker end to end yet."""
+        worker_id = self._workers.get(id, "")
+        return any(worker_id in probing for probing in self._probing.values())
 
     def placeable(self) -> dict[Kind, int]:
         """Workers that every router would use; empty while a router has not said so lately."""
@@ -120,7 +136,7 @@ class Monitor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read_frames(self, id: str, address: str) -> None:
-        stub = rpc.WorkerStub(address)
+        stub = rpc.WorkerStub(address, self._tls)
         try:
             while True:
                 frames = stub.stream(rpc.FRAMES, Subscribe(self._observer))
@@ -133,29 +149,24 @@ class Monitor:
             await stub.close()
 
     async def _ask_door(self, id: str, url: str) -> None:
-        async with httpx.AsyncClient(timeout=DOOR_TIMEOUT_S, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=DOOR_TIMEOUT_S, trust_env=False, verify=UNVERIFIED) as client:
             while True:
                 asked_at_s = time.monotonic()
-                counts = None
+                counts, probing = None, self._probing.get(id, frozenset())
                 with contextlib.suppress(httpx.HTTPError, msgspec.DecodeError):
                     answer = await client.get(f"{url}/health")
                     self._vitals[id].heard()
-                    counts = _counts(answer.content)
+                    counts, probing = _counts(answer.content)
                 if asked_at_s < self._trust_from_s:
                     counts = None
-                if counts != self._doors[id]:
-                    self._doors[id] = counts
+                if (counts, probing) != (self._doors[id], self._probing.get(id)):
+                    self._doors[id], self._probing[id] = counts, probing
                     self._on_change()
                 await asyncio.sleep(TICK_S)
 
 
-def door_url(http_address: str) -> str:
-    """A door on this machine, by what its router says it listens at."""
-    host, _, port = http_address.rpartition(":")
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _counts(health: bytes) -> dict[Kind, int]:
+def _counts(health: bytes) -> tuple[dict[Kind, int], frozenset[str]]:
+    """Workers that a router would place on, and the ids of those that it is still probing."""
     details = msgspec.json.decode(health).get("details", {})
-    return {kind: int(details.get(f"{kind}_workers", 0)) for kind in POOLS}
+    counts = {kind: int(details.get(f"{kind}_workers", 0)) for kind in POOLS}
+    return counts, frozenset(details.get("probing", ()))

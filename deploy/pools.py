@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import structlog
 from redis.asyncio import Redis
@@ -39,6 +39,7 @@ class Pools:
         on_change: Callable[[], None],
     ) -> None:
         self.wanted = Wanted(counts=config.counts)
+        self.start_s: dict[Kind, float] = {}  # that workers take until they serve, as measured
         self.crashes: list[Crash] = []
         self.ended_at_s: dict[Kind, list[float]] = {kind: [] for kind in Kind}  # without being told to
         self._config = config
@@ -90,16 +91,17 @@ class Pools:
         if saved is None:
             return
         LOG.info("taking over", processes=len(saved.processes), wanted=saved.wanted.counts)
-        self.wanted, self._next_order = saved.wanted, saved.next_order
+        self.wanted, self._next_order, self.start_s = saved.wanted, saved.next_order, saved.start_s
         for process in saved.processes:
             self._add(process)
             self._follow(process.id, tasks)
             if process.told_to_stop:
                 self.stop(process.id, tasks)
 
-    async def start(self, kind: Kind, tasks: asyncio.TaskGroup) -> None:
+    async def start(self, kind: Kind, tasks: asyncio.TaskGroup, without: Collection[str] = ()) -> None:
+        """Start one more, on none of the nodes `without`."""
         placed = [hosted.placed for hosted in self]
-        node_id = await asyncio.to_thread(chosen_node, self._config, kind, placed)
+        node_id = await asyncio.to_thread(chosen_node, self._config, kind, placed, without)
         order, self._next_order = self._next_order, self._next_order + 1
         taken = {hosted.slot for hosted in self if hosted.kind is kind}
         slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
@@ -137,7 +139,7 @@ class Pools:
     async def save(self) -> None:
         async with self._writing:
             processes = [hosted.saved() for hosted in self]
-            saved = Saved(wanted=self.wanted, next_order=self._next_order, processes=processes)
+            saved = Saved(wanted=self.wanted, next_order=self._next_order, processes=processes, start_s=self.start_s)
             await asyncio.to_thread(self._store.save, saved)
 
     def _add(self, process: SavedProcess) -> None:

@@ -32,6 +32,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
     wanted: Wanted
     next_order: int
     processes: list[SavedProcess]
+    start_s: dict[Kind, float] = {}  # that workers were measured to take until they serve
 
 
 class StateStore:

@@ -26,6 +26,7 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     state: State
     health: Health = Health.OK
+    probing: bool = False  # it runs, and no canary has gone through it end to end yet
     leaving: bool = False  # is to be drained, or is being drained
     becomes: Kind | None = None  # the role that follows it
     hosting: Hosting | None = None
@@ -60,6 +61,24 @@ class Crash(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class PoolAutoscale(msgspec.Struct, frozen=True, kw_only=True):
+    """What the load says about one pool."""
+
+    min: int
+    max: int
+    pinned: bool  # a user has said how many; `diptych scale POOL=auto` lets the load decide again
+    wanted: int  # by the latest decision; with "advise" what it would be
+    needed: int  # at this moment, before any steadying
+    reason: str
+    start_s: float  # that a worker is expected to take until it serves
+
+
+class AutoscaleStatus(msgspec.Struct, frozen=True, kw_only=True):
+    mode: str
+    pools: dict[Kind, PoolAutoscale]  # none that has no workers
+    decided_s_ago: float
+
+
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     model: str  # as clients call it
@@ -70,6 +89,7 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     placeable: dict[Kind, int] = {}  # workers that every router would use right now; missing: not known
     going_down: bool = False
     controller_pid: int
+    autoscale: AutoscaleStatus | None = None  # None: it is off, or nothing was decided yet
 
     def of(self, kind: Kind) -> list[ProcessStatus]:
         return [process for process in self.processes if process.kind is kind]

@@ -16,7 +16,19 @@ def table(status: ClusterStatus) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     crashes = [f"{len(status.crashes)} crashes, the last: {_last(status)}"] if status.crashes else []
-    return "\n".join([title, *lines, *crashes])
+    return "\n".join([title, *lines, *_autoscale(status), *crashes])
+
+
+def _autoscale(status: ClusterStatus) -> list[str]:
+    """The latest decision, a line for each pool."""
+    if (autoscale := status.autoscale) is None:
+        return []
+    verb = "wants" if autoscale.mode == "on" else "would want"
+    lines = [f"autoscale {autoscale.mode}, decided {autoscale.decided_s_ago:.0f} s ago"]
+    for kind, pool in autoscale.pools.items():
+        bounds = "pinned by scale" if pool.pinned else f"{pool.min} to {pool.max}"
+        lines.append(f"  {kind}: {verb} {pool.wanted} ({bounds}), needs {pool.needed}: {pool.reason}")
+    return lines
 
 
 def _row(process: ProcessStatus) -> tuple[str, ...]:
@@ -30,7 +42,7 @@ def _state(process: ProcessStatus) -> str:
     elif process.leaving:
         state = "leaving" + (f" to {process.becomes}" if process.becomes else "")
     else:
-        state = str(process.state)
+        state = "probing" if process.probing else str(process.state)
     return state if process.health is Health.OK else f"{state}, {process.health}"
 
 

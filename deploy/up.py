@@ -22,10 +22,10 @@ from deploy.admin_door import make_admin_app
 from deploy.ask import AskError, ask, chat_body, summary
 from deploy.cluster import Cluster, describe_crash
 from deploy.cluster_config import ClusterConfig
+from deploy.doors import door_url, pinned
 from deploy.embedded_valkey import ValkeyError
 from deploy.leftovers import Footprint
 from deploy.model_store import ModelError
-from deploy.monitor import door_url
 from deploy.prepare import prepare
 from deploy.progress import Progress
 from deploy.ray_runtime import RayUnavailable
@@ -38,6 +38,7 @@ from deploy.web_server import served
 WATCH_INTERVAL_S = 1.0
 HANG_S = 20.0  # of the controller; far less than the time after which processes believe that there is none
 GONE_TIMEOUT_S = 5.0
+KEY_VARIABLE = "DIPTYCH_API_KEY"  # of the environment: a client's key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +89,16 @@ def up(options: UpOptions, folder: Path, progress: Progress) -> int:
 def _admin_door(cluster: Cluster, told_down: threading.Event) -> Iterator[str]:
     """Open the admin door, and let this user's other commands know where it is."""
     admin, key = cluster.config.admin, secrets.token_hex(16)
-    with served(make_admin_app(cluster, key, told_down.set), admin.host, admin.port) as url:
+    tls = (admin.tls_cert_file, admin.tls_key_file) if admin.tls_cert_file else None
+    with served(make_admin_app(cluster, key, told_down.set), admin.host, admin.port, tls) as url:
         me = psutil.Process()
         running = Running(
-            name=cluster.config.name, admin_url=url, admin_key=key, pid=me.pid, created_at_s=me.create_time()
+            name=cluster.config.name,
+            admin_url=url,
+            admin_key=key,
+            admin_cert=str(Path(admin.tls_cert_file).absolute()) if tls else "",
+            pid=me.pid,
+            created_at_s=me.create_time(),
         )
         path = RunningFiles(os.environ).write(running)
         try:
@@ -102,16 +109,21 @@ def _admin_door(cluster: Cluster, told_down: threading.Event) -> Iterator[str]:
 
 def _ask(options: UpOptions, config: ClusterConfig, status: ClusterStatus, progress: Progress) -> None:
     progress.line()
+    doors, key = config.router.options, os.environ.get(KEY_VARIABLE, "")
+    if doors.get("api_keys_file") and not key:
+        progress.line(f"The doors want a key; with one in {KEY_VARIABLE} a question would be asked here.")
+        return
     progress.line(f"> {options.prompt}")
     body = chat_body(config.served_model, options.prompt, options.max_tokens)
-    answer = ask(_base_url(status), body, lambda text: print(text, end="", flush=True))
+    verify = pinned(doors["tls_cert_file"]) if doors.get("tls_cert_file") else True
+    answer = ask(_base_url(status), body, lambda text: print(text, end="", flush=True), key, verify)
     progress.line("\n")
     for line in summary(answer):
         progress.line(line)
 
 
 def _base_url(status: ClusterStatus) -> str:
-    return door_url(str(status.of(Kind.ROUTER)[0].said["http_address"]))
+    return door_url(status.of(Kind.ROUTER)[0].said)
 
 
 def _explain(config: ClusterConfig, status: ClusterStatus, progress: Progress) -> None:
@@ -119,11 +131,16 @@ def _explain(config: ClusterConfig, status: ClusterStatus, progress: Progress) -
     body = {"model": config.served_model, "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
     progress.line()
     for router in status.of(Kind.ROUTER):
-        url = door_url(str(router.said["http_address"]))
+        url = door_url(router.said)
         progress.line(f"HTTP     {url}/v1   (OpenAI-compatible)")
         progress.line(f"gRPC     {router.said['grpc_address']}   (diptych.v1.Inference, reflection)")
         progress.line(f"metrics  {url}/metrics")
-    progress.line(f"try      curl -N {_base_url(status)}/v1/chat/completions -H 'Content-Type: application/json' \\")
+    doors = config.router.options
+    # On this machine, by an address that the certificate need not name.
+    trust = " --insecure" if doors.get("tls_cert_file") else ""
+    show = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if doors.get("api_keys_file") else ""
+    progress.line(f"try      curl -N{trust}{show} {_base_url(status)}/v1/chat/completions \\")
+    progress.line("              -H 'Content-Type: application/json' \\")
     progress.line(f"              -d {shlex.quote(msgspec.json.encode(body).decode())}")
     progress.line("operate  diptych status | scale prefill=2 | drain WORKER | role WORKER decode | down")
     progress.line()

@@ -6,7 +6,7 @@ if it cannot be done or was not done in time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -33,6 +33,8 @@ class Where:
         URL of its admin door, for any other.
     admin_key
         The door's key, with --admin; better given in DIPTYCH_ADMIN_KEY than on the command line.
+    admin_ca
+        PEM file of the door's certificate, with an https --admin that no public authority vouches for.
     timeout
         Seconds to wait for the effect.
     """
@@ -40,6 +42,7 @@ class Where:
     cluster: str = ""
     admin: str = ""
     admin_key: Annotated[str, Parameter(env_var="DIPTYCH_ADMIN_KEY", show_default=False)] = ""
+    admin_ca: str = ""
     timeout: float = WAIT_TIMEOUT_S
 
 
@@ -68,7 +71,7 @@ def scale(*counts: str, where: Where = HERE) -> int:
     Parameters
     ----------
     counts
-        prefill=N, decode=N, router=N.
+        prefill=N, decode=N, router=N. With autoscaling a pool stays at N until it is told prefill=auto or decode=auto.
     """
 
     def change(admin: Admin, progress: Progress) -> None:
@@ -124,13 +127,47 @@ def down(*, where: Where = HERE) -> int:
     return _operate(where, end)
 
 
-verbs: tuple[Callable[..., int], ...] = (status, scale, drain, role, down)
+def explain(
+    request_id: str, *, router: str = "", where: Where = HERE, json: Annotated[bool, Parameter(negative=())] = False
+) -> int:
+    """Show why a request went where it went: candidates with each term in ms, what was believed, what came true.
+
+    Parameters
+    ----------
+    request_id
+        The answer's id, or the X-Request-Id that the client sent.
+    router
+        HOST:PORT of a router's admin door; otherwise every router of the cluster is asked.
+    json
+        Print everything that is known as JSON.
+    """
+
+    # these bring modules of the router: a tenth of a second that no other verb needs
+    from deploy.explain import admin_doors
+    from deploy.explain import explain as explain_by
+    from deploy.explain_text import explained
+
+    def show(doors: Sequence[str]) -> None:
+        found = explain_by(doors, request_id)
+        print(msgspec.json.encode(found).decode() if json else explained(found))
+
+    if not router:
+        return _operate(where, lambda admin, _progress: show(admin_doors(admin.status())))
+    try:
+        show([router])
+    except (AdminError, BadRequest) as error:
+        Progress().error(str(error))
+        return 1
+    return 0
+
+
+verbs: tuple[Callable[..., int], ...] = (status, scale, drain, role, down, explain)
 
 
 def _operate(where: Where, act: Callable[[Admin, Progress], None]) -> int:
     progress = Progress()
     try:
-        with find(where.cluster, where.admin, where.admin_key) as admin:
+        with find(where.cluster, where.admin, where.admin_key, ca_file=where.admin_ca) as admin:
             admin.say = lambda text: progress.step("wait", text)
             admin.timeout_s = where.timeout
             act(admin, progress)
@@ -140,17 +177,17 @@ def _operate(where: Where, act: Callable[[Admin, Progress], None]) -> int:
     return 0
 
 
-def _counts(pairs: tuple[str, ...]) -> dict[str, int]:
+def _counts(pairs: tuple[str, ...]) -> dict[str, int | str]:
     """
     Raises:
-        BadRequest: one is not NAME=NUMBER, or nothing is named.
+        BadRequest: one is not NAME=NUMBER or NAME=auto, or nothing is named.
     """
-    counts = {}
+    counts: dict[str, int | str] = {}
     for pair in pairs:
         name, _, number = pair.partition("=")
-        if name not in list(Kind) or not number.isdecimal():
+        if name not in list(Kind) or not (number.isdecimal() or number == "auto"):
             raise BadRequest(f"{pair!r} is not a count; write e.g. prefill=3 decode=2")
-        counts[name] = int(number)
+        counts[name] = int(number) if number.isdecimal() else number
     if not counts:
         raise BadRequest("say how many of what, e.g. prefill=3 decode=2")
     return counts

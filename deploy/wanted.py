@@ -5,7 +5,7 @@ Knows how many processes of each kind should run and which of those that run sho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -21,9 +21,13 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[Kind, int]
     leaving: dict[str, Kind | None] = {}  # process id: the kind that takes its place, if it is another
     down: bool = False  # everything ends
+    pinned: frozenset[Kind] = frozenset()  # pools whose count a user has said, while the others follow the load
 
-    def scaled(self, counts: Mapping[Kind, int]) -> Wanted:
+    def scaled(self, counts: Mapping[Kind, int], *, pin: bool = False) -> Wanted:
         """
+        Args:
+            pin: the load has no say in these counts any more, until they are released.
+
         Raises:
             BadRequest: the cluster is going down, or a count is out of range.
         """
@@ -31,7 +35,19 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         for kind, count in counts.items():
             if not MINIMUM[kind] <= count <= MAXIMUM:
                 raise BadRequest(f"{kind} is {count}; it must be {MINIMUM[kind]} to {MAXIMUM}", param=str(kind))
-        return msgspec.structs.replace(self, counts=self.counts | dict(counts))
+        pinned = self.pinned | (set(counts) & set(POOLS)) if pin else self.pinned
+        return msgspec.structs.replace(self, counts=self.counts | dict(counts), pinned=pinned)
+
+    def released(self, kinds: Collection[Kind]) -> Wanted:
+        """The load decides about these pools again.
+
+        Raises:
+            BadRequest: the cluster is going down, or one is no pool of workers.
+        """
+        self._check_up()
+        for kind in kinds:
+            self._check_pool(kind)
+        return msgspec.structs.replace(self, pinned=self.pinned - set(kinds))
 
     def without(self, id: str, kind: Kind, *, replace: bool) -> Wanted:
         """A worker is drained; another takes its place if `replace`. Asked twice, it counts once.

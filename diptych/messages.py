@@ -187,6 +187,7 @@ class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
     waiting_prefill_tokens: int = 0  # uncomputed prompt tokens, running and waiting
     step_tokens: int = 0  # of the token budget, used by the latest step
     step_budget: int = 0  # tokens one step may compute
+    max_running: int = 0  # sequences one step may hold; 0: not said
     blocks_total: int = 0
     blocks_free: int = 0
     blocks_cached: int = 0  # hold a reusable prefix, nobody uses them
@@ -215,6 +216,9 @@ class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
     evictions_total: int = 0
     expired_total: int = 0  # requests that the engine ended at their deadline
     steps_total: int = 0
+    index_degraded: str = ""  # why Redis does not have all of its cache events; empty: it has, or is about to
+    index_epochs_total: int = 0  # logs it has begun: 1, and one more whenever it could not vouch for the last one
+    index_overflows_total: int = 0  # of them, because too many events waited for Redis
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):
@@ -249,6 +253,7 @@ class RouterRecord(msgspec.Struct, frozen=True, kw_only=True):
     http_address: str  # host:port
     grpc_address: str
     admin_address: str = ""
+    tls: bool = False  # of the HTTP and gRPC doors
 
 
 class PeerHello(msgspec.Struct, frozen=True, kw_only=True):

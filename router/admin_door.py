@@ -52,7 +52,12 @@ class _AdminDoor:
 
     async def workers(self, _request: Request) -> Response:
         placed_on = [
-            {"worker": record, "placeable": self.fleet.is_placeable(record.worker_id), "stats": stats}
+            {
+                "worker": record,
+                "placeable": self.fleet.is_placeable(record.worker_id),
+                "probing": not self.fleet.proving.is_proved(record.worker_id),
+                "stats": stats,
+            }
             for record, stats in self.fleet.reports()
         ]
         return _json({"workers": placed_on, "refused": self.fleet.refused})

@@ -1,4 +1,5 @@
-"""Whether the cluster answers: a small request of the router's own, end to end, whenever no real one has proved it.
+"""Whether the cluster answers: a small request of the router's own, end to end, whenever no real one has proved it, and
+through every worker that has joined before clients' requests go there (`router.proving`).
 
 `/health` tells what was last proved and how long ago; nothing latches: a proof grows old and expires.
 """
@@ -17,6 +18,7 @@ from router.requests import Core, Report, TokenRequest
 
 DEADLINE_MS = 30_000
 PROOF_LASTS = 3  # canary intervals
+MAX_PROBES = 4  # under way at once: a fleet of hundreds starts in seconds, and nobody is flooded
 RETRY_S = 0.25  # after a failed canary, and how often the fleet is looked at
 
 
@@ -25,6 +27,7 @@ class Canary:
     Args:
         interval_s: idle time after which a canary is sent; 0: only until one has succeeded.
         clock: monotonic seconds.
+        uses_prefill: whether prompts go to prefill workers at all; without, there is nothing to prove of them.
         num_open: requests and bookings held by this router, for the detail of /health.
         degraded: what this router does without at the moment, in words.
     """
@@ -35,6 +38,7 @@ class Canary:
         block_size: int,
         interval_s: float,
         clock: Callable[[], float],
+        uses_prefill: bool,
         num_open: Callable[[], dict[str, int]],
         degraded: Callable[[], list[str]],
     ) -> None:
@@ -42,10 +46,12 @@ class Canary:
         self._prompt = [1 + i % 7 for i in range(2 * block_size + 1)]  # full blocks and a partial one
         self._interval_s = interval_s
         self._clock = clock
+        self._uses_prefill = uses_prefill
         self._num_open = num_open
         self._degraded = degraded
         self._proved_at: float | None = None
-        self._proved_for: tuple[int, int] = (0, 0)  # prefill and decode workers that were ready then
+        self._proved_for: tuple[int, int] = (0, 0)  # prefill and decode workers that had proved themselves then
+        self._probes: set[asyncio.Task[None]] = set()
         self._last_error = "no canary has been sent yet"
 
     def ended(self, request: TokenRequest, error: DiptychError | None) -> None:
@@ -57,43 +63,67 @@ class Canary:
 
     async def run(self, core: Core) -> None:
         """Send canaries when they are due, for ever."""
-        while True:
-            if self._due():
-                await self._send(core)
-            self._fleet.changed.clear()
-            try:
-                async with asyncio.timeout(RETRY_S):
-                    await self._fleet.changed.wait()
-            except TimeoutError:
-                pass
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._probe(core, tasks)
+                if not self._probes and self._due():
+                    await self._send(core)
+                self._fleet.changed.clear()
+                try:
+                    async with asyncio.timeout(RETRY_S):
+                        await self._fleet.changed.wait()
+                except TimeoutError:
+                    pass
 
     def view(self) -> HealthView:
-        prefill, decode = self._ready()
+        prefill, decode = self._proved()
+        ready = bool(self._fleet.num_ready(Role.DECODE))
         reasons = []
-        if not decode:
+        if not ready:
             reasons.append("no decode worker is ready")
         if not self._proof_holds():
             reasons.append(f"no request went end to end lately; the last canary: {self._last_error}")
         refused = [f"{worker} is refused: {why}" for worker, why in self._fleet.refused.items()]
         return HealthView(
             healthy=not reasons,
-            ready=bool(decode),
+            ready=ready,
             reasons=(*reasons, *refused),
             details={
                 "prefill_workers": prefill,
                 "decode_workers": decode,
+                "probing": dict(self._fleet.proving.reasons),
                 "degraded": self._degraded(),
                 **self._num_open(),
             },
         )
 
-    def _ready(self) -> tuple[int, int]:
-        return self._fleet.num_ready(Role.PREFILL), self._fleet.num_ready(Role.DECODE)
+    def _proved(self) -> tuple[int, int]:
+        return self._fleet.num_proved(Role.PREFILL), self._fleet.num_proved(Role.DECODE)
+
+    def _probe(self, core: Core, tasks: asyncio.TaskGroup) -> None:
+        """Send canaries through workers that are yet to prove themselves, a few at a time."""
+        proving, fleet = self._fleet.proving, self._fleet
+        for worker_id in fleet.ready(Role.PREFILL) if not self._uses_prefill else ():
+            proving.proved(worker_id)
+        decodes = fleet.ready(Role.DECODE)
+        ready = {*fleet.ready(Role.PREFILL), *decodes} if decodes else set()
+        while len(self._probes) < MAX_PROBES and (through := proving.next(ready, self._clock())):
+            task = tasks.create_task(self._prove(core, through))
+            self._probes.add(task)
+            task.add_done_callback(self._probes.discard)
+
+    async def _prove(self, core: Core, through: tuple[str, ...]) -> None:
+        report = await self._send(core, through)
+        for worker_id in {report.prefill_id, report.decode_id} - {""} if report else ():
+            self._fleet.proving.proved(worker_id)
+        self._proved_for = self._proved()
+        self._fleet.proving.failed(through, self._last_error if report is None else "it went elsewhere", self._clock())
+        self._fleet.changed.set()
 
     def _due(self) -> bool:
-        if not self._ready()[1]:
+        if not self._fleet.num_ready(Role.DECODE):
             return False
-        if self._proved_at is None or self._ready() != self._proved_for:
+        if self._proved_at is None or self._proved() != self._proved_for:
             return True
         return self._interval_s > 0 and self._clock() - self._proved_at >= self._interval_s
 
@@ -102,8 +132,9 @@ class Canary:
             return False
         return not self._interval_s or self._clock() - self._proved_at < PROOF_LASTS * self._interval_s
 
-    async def _send(self, core: Core) -> None:
-        ready = self._ready()
+    async def _send(self, core: Core, through: tuple[str, ...] = ()) -> Report | None:
+        """What became of it; None: it failed."""
+        proved, report = self._proved(), Report()
         request = TokenRequest(
             request_id=f"canary-{uuid4().hex[:12]}",
             prompt=self._prompt,
@@ -111,10 +142,12 @@ class Canary:
             cache_scope=b"canary",
             deadline_ms=DEADLINE_MS,
             canary=True,
+            through=through,
         )
         try:
-            async for _ in core.generate(request, Report()):
+            async for _ in core.generate(request, report):
                 pass
         except Exception:
-            return  # `ended` has kept the reason
-        self._proved_for = ready
+            return None  # `ended` has kept the reason
+        self._proved_for = proved
+        return report

@@ -7,14 +7,17 @@ alone proves nothing about health.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from diptych.errors import LegFailed
 from diptych.messages import Role, WorkerRecord, WorkerState, WorkerStats
 from diptych.telemetry import Logger
+from diptych.tls import ClusterTls
 from router.bookings import Bookings, Load
 from router.placement import Link, WorkerView
 from router.placement.views import best_of
+from router.proving import Proving
 from router.step_fit import StepFit
 from router.worker_link import WorkerLink
 
@@ -46,18 +49,28 @@ class _Made:
 
 
 class Fleet:
-    def __init__(self, router_id: str, compatibility: Compatibility, silence_s: float, log: Logger) -> None:
+    def __init__(
+        self,
+        router_id: str,
+        compatibility: Compatibility,
+        silence_s: float,
+        log: Logger,
+        tls: ClusterTls | None = None,
+    ) -> None:
         self._router_id = router_id
         self._compatibility = compatibility
         self._silence_s = silence_s
         self._log = log
+        self._tls = tls
         self._links: dict[str, WorkerLink] = {}
         self._refused: dict[str, str] = {}  # worker id: reason, for /health
         self._lapsed: set[str] = set()  # linked, but without a lease
         self._closing: set[asyncio.Task[None]] = set()
         self._made: dict[str, _Made] = {}
         self._step_fits: dict[str, StepFit] = {}
+        self.proving = Proving()
         self.changed = asyncio.Event()
+        self.on_room: Callable[[], None] = lambda: None  # called when workers have come, gone or reported
 
     def joined(self, record: WorkerRecord) -> None:
         """Membership shows a worker, new or with another state."""
@@ -70,12 +83,14 @@ class Fleet:
             self._refused[record.worker_id] = reason
         else:
             self._log.info("worker_joined", worker=record.worker_id, role=record.role.value)
-            self.adopt(WorkerLink(record, self._router_id, self._silence_s, self._link_changed, self._log))
-        self.changed.set()
+            self.adopt(WorkerLink(record, self._router_id, self._silence_s, self._link_changed, self._log, self._tls))
+        self._note_change()
 
     def adopt(self, link: WorkerLink) -> None:
         """Place on this link's worker from now on."""
         self._links[link.record.worker_id] = link
+        self.proving.joined(link.record.worker_id, link.record.role)
+        link.on_report = self._reported
 
     def left(self, worker_id: str) -> None:
         """The worker's lease is gone. While its frames still come that says more about Redis than about the worker."""
@@ -85,7 +100,14 @@ class Fleet:
 
     def _link_changed(self) -> None:
         self._drop_lapsed()
+        self._note_change()
+
+    def _note_change(self) -> None:
         self.changed.set()
+        self.on_room()
+
+    def _reported(self) -> None:
+        self.on_room()
 
     def _drop_lapsed(self) -> None:
         """Give up workers that have neither a lease nor a frame stream: their requests end, their links close."""
@@ -100,10 +122,11 @@ class Fleet:
             self._log.info("worker_left", worker=worker_id)
             self._made.pop(worker_id, None)
             self._step_fits.pop(worker_id, None)
+            self.proving.left(worker_id)
             task = asyncio.create_task(link.close(LegFailed(f"{worker_id} left the cluster")))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-        self.changed.set()
+        self._note_change()
 
     def link(self, worker_id: str) -> WorkerLink:
         """The link of a worker placement just chose.
@@ -116,8 +139,12 @@ class Fleet:
         except KeyError:
             raise LegFailed(f"{worker_id} left the cluster") from None
 
-    def views(self, bookings: Bookings) -> list[WorkerView]:
-        """Every placeable worker, as it is now."""
+    def views(self, bookings: Bookings, through: Collection[str] = ()) -> list[WorkerView]:
+        """Every worker that a request may be placed on, as it is now.
+
+        Args:
+            through: as `Proving.usable` has it.
+        """
         views, rebooked = [], bookings.take_changed()
         for worker_id, link in self._links.items():
             if link.connected and link.record.state is WorkerState.READY:
@@ -128,7 +155,8 @@ class Fleet:
                 views.append(made.view)
             elif worker_id in rebooked:
                 self._made.pop(worker_id, None)
-        return views
+        all_alike = len(self.proving) in (0, len(self._links))
+        return views if all_alike and not through else self.proving.usable(views, through)
 
     def _make(self, link: WorkerLink, load: Load, before: _Made | None) -> _Made:
         record, stats = link.record, link.stats
@@ -149,6 +177,7 @@ class Fleet:
             chunk_tokens=stats.step_budget,
             decode_base_ms=fit.base_ms,
             decode_ms_per_sequence=fit.ms_per_sequence,
+            max_running=stats.max_running,
         )
         return _Made(record, stats, best_link, view)
 
@@ -159,6 +188,10 @@ class Fleet:
     def reports(self) -> list[tuple[WorkerRecord, WorkerStats]]:
         """For /metrics: every linked worker with its last report."""
         return [(link.record, link.stats) for link in self._links.values()]
+
+    def num_proved(self, role: Role) -> int:
+        """Placeable workers of a role that a canary went through."""
+        return sum(map(self.proving.is_proved, self.ready(role)))
 
     def num_ready(self, role: Role) -> int:
         return len(self.ready(role))

@@ -19,21 +19,22 @@ def make_workers(config: SimConfig, loop: EventLoop, listener: Listener) -> list
     """The fleet: prefill workers first. With content each has KV memory of its own."""
     fleet = config.fleet
     roles = [Role.PREFILL] * fleet.num_prefill + [Role.DECODE] * fleet.num_decode
-    return [
-        SimWorker(
-            index,
-            role,
-            config.limits,
-            config.num_blocks,
-            config.timing,
-            loop,
-            listener,
-            config.report_interval_ms,
-            config.bulk,
-            _make_runner(config) if config.content else None,
-        )
-        for index, role in enumerate(roles)
-    ]
+    return [make_worker(config, index, role, loop, listener) for index, role in enumerate(roles)]
+
+
+def make_worker(config: SimConfig, index: int, role: Role, loop: EventLoop, listener: Listener) -> SimWorker:
+    return SimWorker(
+        index,
+        role,
+        config.limits,
+        config.num_blocks,
+        config.timing,
+        loop,
+        listener,
+        config.report_interval_ms,
+        config.bulk,
+        _make_runner(config) if config.content else None,
+    )
 
 
 def _make_runner(config: SimConfig) -> SimRunner:

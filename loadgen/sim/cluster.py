@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 
 from diptych.engine.interface import CacheEvent, EngineRequest, Kind, ReadyBlocks, Reservation
 from diptych.errors import DiptychError, NoCapacity
-from diptych.messages import Update
-from loadgen.sim.assembly import Translator, make_workers
+from diptych.messages import Role, Update
+from loadgen.sim.assembly import Translator, make_worker, make_workers
 from loadgen.sim.bulk_scheduler import Gauges
 from loadgen.sim.config import SimConfig
 from loadgen.sim.event_loop import NS_PER_MS, NS_PER_S, EventLoop, Order
@@ -24,10 +25,14 @@ from loadgen.sim.front import Front
 from loadgen.sim.gaps import Gaps
 from loadgen.sim.handover import Handover, Wires
 from loadgen.sim.requests import Record, SimRequest
+from loadgen.sim.waiting import Waiting
 from loadgen.sim.worker import SimWorker
 from loadgen.sim.workload import Workload
+from router.admission.admission import Admission
+from router.admission.ask import Ask, Go, Refuse
+from router.admission.line import Entry
 from router.bookings import Booking
-from router.placement import Placement
+from router.placement import Link, Placement
 
 
 @dataclass(slots=True)
@@ -38,8 +43,12 @@ class _Life:
     engine_request: EngineRequest
     placement: Placement
     booking: Booking
+    entry: Entry | None  # in the router's queue; None: there is none
     reserved: bool = False
     prompt_done_ns: int = 0
+
+
+_Asking = tuple[Record, EngineRequest]
 
 
 class Cluster:
@@ -55,7 +64,12 @@ class Cluster:
         self.gaps = Gaps()
         self.workers = make_workers(config, self.loop, self)
         self.front = Front(
-            self.workers, config.policy, config.limits.block_size, config.block_bytes, config.nominal_rate
+            self.workers,
+            config.policy,
+            config.limits.block_size,
+            config.block_bytes,
+            Link(config.wire_bytes_per_s, config.wire_latency_ms),
+            config.limits.max_batch_tokens,
         )
         self.wires = Wires(
             self.loop, config.wire_bytes_per_s, round(config.wire_latency_ms * NS_PER_MS), config.block_bytes
@@ -66,6 +80,13 @@ class Cluster:
         self._lives: dict[str, _Life] = {}
         self._handovers: dict[str, Handover] = {}  # whose prompts are not computed yet
         self._by_id = {worker.worker_id: worker for worker in self.workers}
+        self._all_planned = False
+        limits, views = config.admission, self.front.views
+        self._waiting = (
+            Waiting(Admission(limits, views), self.loop, self._hop_ns, self._begin, self._turn_away)
+            if limits is not None
+            else None
+        )
 
     def run(self) -> None:
         """Until every request has ended.
@@ -76,14 +97,50 @@ class Cluster:
         self._plan_next(self._workload.planned())
         self.loop.run()
         self.front.catch_up()
-        if self._lives or self.front.bookings.total:
-            raise RuntimeError(f"{len(self._lives)} requests never ended; bookings: {self.front.bookings.total}")
+        if self._lives or self.num_queued or self.front.bookings.total:
+            never = len(self._lives) + self.num_queued
+            raise RuntimeError(f"{never} requests never ended; bookings: {self.front.bookings.total}")
+
+    @property
+    def num_queued(self) -> int:
+        """Requests that wait in the router."""
+        return self._waiting.core.num_queued if self._waiting else 0
+
+    # --- a fleet that changes (`elastic`) -----------------------------------------------------------------------------
+
+    @property
+    def over(self) -> bool:
+        """Nothing runs, and nothing is planned any more."""
+        return self._all_planned and not self._lives and not self.num_queued
+
+    def join(self, role: Role) -> SimWorker:
+        """Another worker serves from now on."""
+        worker = make_worker(self.config, len(self.workers), role, self.loop, self)
+        self.workers.append(worker)
+        self._by_id[worker.worker_id] = worker
+        self.front.join(worker)
+        self.loop.note(b"join", self.loop.now_ns, 0, worker.index)
+        return worker
+
+    def drain(self, worker: SimWorker) -> None:
+        """Nothing is placed on this worker any more; what it has goes on to its end."""
+        self.front.leave(worker)
+        self.loop.note(b"drain", self.loop.now_ns, 0, worker.index)
+
+    def is_done(self, worker: SimWorker) -> bool:
+        """Whether a worker that drains holds nothing of any request."""
+        pairs = (life.placement for life in self._lives.values())
+        if any(worker.worker_id in (pair.prefill_id, pair.decode_id) for pair in pairs):
+            return False
+        stats = worker.scheduler.stats()
+        return not (stats.num_running or stats.num_waiting or stats.num_loading or stats.num_held)
 
     # --- a request's life ---------------------------------------------------------------------------------------------
 
     def _plan_next(self, planned: Iterator[SimRequest]) -> None:
         """One planned arrival at a time, so that a long trace does not fill the heap."""
         request = next(planned, None)
+        self._all_planned = request is None
         if request is not None:
             self.loop.at(request.arrival_ns, Order.INPUT, lambda: self._arrive_and_plan_next(request, planned))
 
@@ -95,12 +152,36 @@ class Cluster:
         record = Record(request)
         self.records.append(record)
         self.loop.note(b"arrive", self.loop.now_ns, request.number)
+        engine_request = self._translate(request)
+        if self._waiting is None:
+            self._begin((record, engine_request))
+            return
+        now_s, hashes = self.loop.now_ns / NS_PER_S, engine_request.prompt_hashes or ()
+        ask = Ask(
+            num_prompt_tokens=request.input_length,
+            held=self.front.believed(request.input_length, hashes, now_s),
+            deadline_ms=inf,
+            ttft_limit_ms=self.config.ttft_limit_ms or inf,
+            priority=request.priority,
+            tenant=request.tenant,
+        )
+        self._waiting.arrive((record, engine_request), ask)
+
+    def _turn_away(self, asking: _Asking, refused: Refuse) -> None:
+        self._refuse(asking[0], NoCapacity(refused.reason, retry_after_s=refused.retry_after_ms / 1e3))
+
+    def _begin(self, asking: _Asking, go: Go | None = None) -> None:
+        (record, engine_request), entry = asking, go.entry if go else None
         try:
-            life = self._place(record)
+            life = self._place(record, engine_request, entry, alone=go is not None and go.alone)
         except DiptychError as error:
+            if self._waiting and entry:
+                self._waiting.leave(entry)
             self._refuse(record, error)
             return
-        self._lives[request.request_id] = life
+        self._lives[record.request.request_id] = life
+        if self._waiting and entry:
+            self._waiting.placed(entry, life.placement.decode_id)
         if life.placement.prefill_id:
             self._send(self._by_id[life.placement.decode_id], life, Kind.RECEIVE)
             timeout_ns = round(self.config.reserve_timeout_ms * NS_PER_MS)
@@ -108,13 +189,10 @@ class Cluster:
         else:
             self._send(self._by_id[life.placement.decode_id], life, Kind.LOCAL)
 
-    def _place(self, record: Record) -> _Life:
-        request, limit = record.request, self.config.max_queued
-        if limit and len(self._lives) >= limit:
-            raise NoCapacity(f"{limit} requests are in flight (max_queued)", retry_after_s=1.0)
-        engine_request = self._translate(request)
-        hashes = engine_request.prompt_hashes or ()
-        placement = self.front.place(request.input_length, hashes, self.loop.now_ns / NS_PER_S)
+    def _place(self, record: Record, engine_request: EngineRequest, entry: Entry | None, *, alone: bool) -> _Life:
+        request, hashes = record.request, engine_request.prompt_hashes or ()
+        now_s, max_tokens = self.loop.now_ns / NS_PER_S, request.output_length
+        placement = self.front.place(request.input_length, hashes, now_s, max_tokens, alone=alone)
         decode = self._by_id[placement.decode_id]
         self.config.limits.check_fits(engine_request, self.config.num_blocks)
         booking = self.front.book(placement, request.input_length)
@@ -122,7 +200,7 @@ class Cluster:
         record.prefill_worker = self._by_id[placement.prefill_id].index if placement.prefill_id else -1
         record.predicted_cached = placement.predicted_cached
         self.loop.note(b"place", self.loop.now_ns, request.number, record.prefill_worker * 100_000 + decode.index)
-        return _Life(record, engine_request, placement, booking)
+        return _Life(record, engine_request, placement, booking, entry)
 
     def _send(self, worker: SimWorker, life: _Life, kind: Kind, first_block: int = 0) -> None:
         of = life.engine_request
@@ -149,6 +227,8 @@ class Cluster:
         life = self._lives.pop(record.request.request_id, None)
         if life is not None:
             self.front.release(life.booking)
+            if self._waiting and life.entry:
+                self._waiting.leave(life.entry)
         if (request := self._workload.after_end(self.loop.now_ns)) is not None:
             self.loop.at(request.arrival_ns, Order.INPUT, partial(self._arrive, request))
 
@@ -174,6 +254,8 @@ class Cluster:
             record.first_token_ns = now
             life.prompt_done_ns = self.loop.now_ns
             self.front.prefilled(life.booking)
+            if self._waiting and life.entry:
+                self._waiting.prefilled(life.entry)
             self.loop.note(b"first", now, record.request.number, worker.index)
             if update.stats is not None:
                 record.cached = update.stats.prompt_cached
@@ -184,6 +266,7 @@ class Cluster:
             record.output += update.token_ids
         if update.finish_reason:
             record.finished = True
+            self.front.ended(life.placement, record.request.output_length, record.ttft_ms)
             self.loop.note(b"end", now, record.request.number, worker.index)
             self._end(record)
 
@@ -198,6 +281,8 @@ class Cluster:
 
     def on_report(self, worker: SimWorker, gauges: Gauges, events: Sequence[CacheEvent]) -> None:
         self.front.report(worker, gauges, events)
+        if self._waiting:
+            self._waiting.reported()
 
     def on_decode_run(self, worker: SimWorker, request_ids: Sequence[str], ends_ns: Sequence[int]) -> None:
         first, last = ends_ns[0] + self._hop_ns, ends_ns[-1] + self._hop_ns

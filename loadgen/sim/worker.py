@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from diptych.engine.interface import CacheEvent, Drawn, EngineRequest, Plan, ReadyBlocks, Reservation, StepOutcome
 from diptych.engine.limits import Limits
 from diptych.engine.rates import Rates
 from diptych.engine.sim.runner import SimRunner
 from diptych.engine.sim.timing import TimingModel, shape_of
-from diptych.messages import Role, Update
+from diptych.messages import Role, Update, WorkerStats
 from loadgen.sim.bulk_scheduler import BulkScheduler, Gauges
 from loadgen.sim.event_loop import NS_PER_MS, NS_PER_S, EventLoop, Order
 
@@ -48,7 +50,7 @@ class _Run:
 
 
 class SimWorker:
-    """Attributes: index in the fleet; busy_ns, computed_tokens: so far."""
+    """Attributes: index in the fleet; busy_ns, computed_tokens, num_prompts (computed and handed over): so far."""
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class SimWorker:
         self.runner = runner
         self.busy_ns = 0
         self.computed_tokens = 0
+        self.num_prompts = 0
         self._timing = timing
         self._loop = loop
         self._listener = listener
@@ -80,6 +83,15 @@ class SimWorker:
         self._run: _Run | None = None
         self._reported_ns = 0
         self._events: list[CacheEvent] = []
+
+    def stats(self) -> WorkerStats:
+        """What a real worker would say of itself, as far as that is simulated."""
+        return msgspec.structs.replace(
+            self.scheduler.stats(),
+            prefill_tokens_per_s=self.rates.prefill_tokens_per_s,
+            decode_step_ms=self.rates.decode_step_ms,
+            transfers_total=self.num_prompts,
+        )
 
     # --- inputs: the scheduler's, at any time -----------------------------------------------------------------------
 
@@ -145,8 +157,7 @@ class SimWorker:
     def _end(self, plan: Plan, duration_ns: int) -> None:
         drawn = self.runner.execute(plan) if self.runner else _say_own_number(plan)
         outcome = self.scheduler.commit(plan, drawn)
-        if outcome.prompt_tokens:
-            self.rates.note(outcome, duration_ns / NS_PER_S)
+        self.rates.note(outcome, duration_ns / NS_PER_S)
         self.busy_ns += duration_ns
         self.computed_tokens += outcome.prompt_tokens
         self._events += outcome.cache_events
@@ -155,6 +166,7 @@ class SimWorker:
         for update in outcome.updates:
             self._listener.on_update(self, update)
         for ready in outcome.ready:
+            self.num_prompts += ready.last
             self._clear_tail(ready)
             self._listener.on_ready(self, ready)
         self._report(at_once=_did_more_than_decode(outcome))
@@ -207,6 +219,10 @@ class SimWorker:
             return
         run.done = True
         self.busy_ns += run.ends_ns[-1] - run.began_ns
+        before = run.began_ns
+        for end in run.ends_ns:
+            self.rates.note_decode((end - before) / NS_PER_S * 1e3)
+            before = end
         ids = [each.group.request_id for each in self.scheduler.running()]
         self.scheduler.decode_many(len(run.ends_ns))
         self._events += self.scheduler.pool.take_events()

@@ -8,7 +8,7 @@ import pytest
 from sim_cases import BLOCK_SIZE, requests_with_ids, small_config
 
 from diptych.engine.sim.timing import FixedTiming
-from loadgen.sim.baselines import least_load, round_robin
+from loadgen.sim.baselines import round_robin
 from loadgen.sim.cluster import simulate
 from loadgen.sim.config import Fleet
 from loadgen.sim.front import GUESS_LASTS_S
@@ -18,6 +18,7 @@ from loadgen.sim.requests import BlockNames, SimRequest
 from loadgen.sim.workload import ClosedLoop, OpenLoop, replay
 from loadgen.traces.mooncake import TraceRequest
 from router import placer
+from router.admission.ask import AdmissionLimits
 
 FIXED = FixedTiming(prefill_ms=10.0, decode_ms=2.0)
 
@@ -67,7 +68,7 @@ def test_who_comes_again_finds_its_prefix() -> None:
 
 
 def test_a_full_house_refuses() -> None:
-    config = small_config("1", timing=FIXED, max_queued=2)
+    config = small_config("1", timing=FIXED, admission=AdmissionLimits(max_in_flight=2, max_queued=0))
     cluster = simulate(config, OpenLoop([SimRequest(i, 0, 9, 5) for i in range(4)]))
     assert [record.error for record in cluster.records].count("") == 2
     summary = summarise(cluster, Limits(1e9, 1e9))
@@ -127,7 +128,8 @@ def test_least_load_beats_round_robin_where_prompts_differ() -> None:
     requests = requests_with_ids(lengths, spread_ms=200.0, num_roots=10)
     config = small_config("2", num_blocks=900, running=8)
     blind, aware = (
-        summarise(simulate(replace(config, policy=policy), OpenLoop(requests))) for policy in (round_robin, least_load)
+        summarise(simulate(replace(config, policy=policy), OpenLoop(requests)))
+        for policy in (round_robin, policy_named("least-load", 0))
     )
     assert aware.ttft_ms.p99 < 0.7 * blind.ttft_ms.p99
     assert aware.balance_prompt > blind.balance_prompt

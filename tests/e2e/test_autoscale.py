@@ -1,0 +1,111 @@
+"""A real cluster under its load's rule: a pool grows by a worker, gives it back, and no client notices."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from reference import Reference, random_prompt
+from steady_load import Question, SteadyLoad
+from tiny_model import make_tiny_model
+from up_process import UpProcess, free_port
+
+from deploy.api import Admin
+from deploy.reconcile import Kind
+from deploy.status import ClusterStatus
+from diptych.errors import BadRequest
+
+EFFECT_TIMEOUT_S = 400.0  # on a busy machine a worker may start for minutes
+CLIENTS = 3
+# A sequence of a thousand tokens holds some per cent of a worker's blocks: far more than the target.
+DESCRIPTION = """
+model = "{model}"
+name = "autoscale"
+[prefill]
+count = 1
+[prefill.options]
+kv_cache_bytes = 8388608
+max_batch_tokens = 64
+[decode]
+count = 1
+[decode.options]
+kv_cache_bytes = 33554432
+[router]
+http_port = {port}
+[router.options]
+silence_ms = 15000
+[limits]
+drain_timeout_s = 5
+start_timeout_s = 240
+replace_after_s = 60
+[autoscale]
+mode = "on"
+ttft_ms = 60000
+tpot_ms = 60000
+kv_target = 0.005
+interval_s = 1
+down_after_s = 12
+stale_after_s = 10
+prefill = {{ min = 1, max = 2 }}
+decode = {{ min = 1, max = 2 }}
+"""
+
+
+async def until(admin: Admin, holds: Callable[[ClusterStatus], bool]) -> ClusterStatus:
+    deadline = time.monotonic() + EFFECT_TIMEOUT_S
+    while not holds(status := await asyncio.to_thread(admin.status)):
+        assert time.monotonic() < deadline, status
+        await asyncio.sleep(0.25)
+    return status
+
+
+def decodes(count: int) -> Callable[[ClusterStatus], bool]:
+    """So many are wanted, run, and are proven."""
+    return lambda status: (
+        status.complete and status.wanted[Kind.DECODE] == count and status.placeable.get(Kind.DECODE) == count
+    )
+
+
+@pytest.mark.slow
+async def test_the_decode_pool_grows_with_the_load_and_shrinks_after_it(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "tiny")
+    reference = Reference(model)
+    prompt = random_prompt(200, 0)
+    question = Question(prompt, reference.tokens(prompt, 700))
+    port = free_port()
+    description = tmp_path / "cluster.toml"
+    description.write_text(DESCRIPTION.format(model=model, port=port))
+    up = UpProcess(tmp_path, "--config", str(description), "--max-tokens", "8")
+    try:
+        await up.wait_ready()
+        with up.admin() as admin:
+            load = SteadyLoad(f"http://127.0.0.1:{port}", "tiny", [question], CLIENTS, seed=0)
+            async with load:
+                status = await until(admin, decodes(2))
+                up.look()
+                assert status.wanted[Kind.PREFILL] == 1
+                assert status.autoscale is not None
+                assert "blocks" in status.autoscale.pools[Kind.DECODE].reason
+                assert status.autoscale.pools[Kind.DECODE].start_s != 60.0  # the default: it was measured
+                await load.more(2 * CLIENTS)
+            await until(admin, decodes(1))
+            with pytest.raises(BadRequest):
+                await asyncio.to_thread(admin.scale, router="auto")
+            await asyncio.to_thread(admin.scale, decode=2)
+            status = await asyncio.to_thread(admin.status)
+            assert status.autoscale is not None
+            assert status.crashes == []
+            await asyncio.to_thread(admin.scale, decode="auto")
+            await until(admin, decodes(1))
+            assert load.seen.errors == []
+            await asyncio.to_thread(admin.down)
+    finally:
+        if up.process.poll() is None:
+            up.look()
+            up.process.terminate()
+        exit_code = await asyncio.to_thread(up.end)
+    assert exit_code == 0, up.output.read_text()[-2_000:]
+    assert up.orphans() == []
