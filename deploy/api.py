@@ -13,6 +13,7 @@ no Ray.
 from __future__ import annotations
 
 import os
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -22,7 +23,7 @@ import httpx
 import msgspec
 
 from deploy.admin_wait import drained, gone, role_changed, scaled
-from deploy.doors import pinned
+from deploy.doors import pinned, trusting
 from deploy.reconcile import Kind
 from deploy.running import Running, RunningFiles
 from deploy.status import ClusterStatus
@@ -48,13 +49,13 @@ def find(
         environment: says where this user's state is; the process' own by default.
         name: of one of this user's clusters on this machine; empty: the only one.
         url: of any other; then `key` is needed.
-        ca_file: PEM; with an https `url` whose certificate no public authority has signed.
+        ca_file: PEM of the authority that signed the certificate of an https `url`; "": a public one.
 
     Raises:
         AdminError: there is none, or more than one.
     """
     if url:
-        return Admin(url, key, ca_file=ca_file)
+        return Admin(url, key, trust=_read(trusting, ca_file))
     running = [
         found
         for found in RunningFiles(os.environ if environment is None else environment).alive()
@@ -69,7 +70,18 @@ def find(
     if len(running) > 1:
         raise AdminError(f"several clusters run: {', '.join(found.name for found in running)}; choose with --cluster")
     found = running[0]
-    return Admin(found.admin_url, found.admin_key, running=found, ca_file=found.admin_cert)
+    return Admin(found.admin_url, found.admin_key, running=found, trust=_read(pinned, found.admin_cert))
+
+
+def _read(trust: Callable[[str], ssl.SSLContext], path: str) -> ssl.SSLContext | None:
+    """
+    Raises:
+        AdminError: the certificate cannot be used.
+    """
+    try:
+        return trust(path) if path else None
+    except OSError as error:
+        raise AdminError(f"the certificate in {path} cannot be used: {error}") from None
 
 
 class Admin:
@@ -81,27 +93,20 @@ class Admin:
         key: str,
         say: Say = lambda _text: None,
         running: Running | None = None,
-        ca_file: str = "",
+        trust: ssl.SSLContext | None = None,
     ) -> None:
         """
         Args:
             say: told in words what happens while a verb takes effect.
             running: the command that runs the cluster, if it does so on this machine.
-            ca_file: PEM of the certificate to trust, under whatever name; "": those of public authorities.
-
-        Raises:
-            AdminError: `ca_file` cannot be used.
+            trust: which certificates are believed; None: those of public authorities.
         """
         self.say = say
         self.timeout_s = WAIT_TIMEOUT_S
         self._running = running
         headers = {"Authorization": f"Bearer {key}"}
-        try:
-            verify = pinned(ca_file) if ca_file else True
-        except OSError as error:
-            raise AdminError(f"the certificate in {ca_file} cannot be used: {error}") from None
         self._http = httpx.Client(
-            base_url=url, headers=headers, timeout=REQUEST_TIMEOUT_S, trust_env=False, verify=verify
+            base_url=url, headers=headers, timeout=REQUEST_TIMEOUT_S, trust_env=False, verify=trust or True
         )
 
     def __enter__(self) -> Admin:

@@ -16,6 +16,7 @@ from deploy.placing import Strategy
 from deploy.process_config import process_config
 from deploy.reconcile import Kind
 
+WORKERS_LOCK = "cluster_cert_file, cluster_key_file and cluster_ca_file under [options], and trusted_kv_network = true"
 NODE_HOST = "node"  # stands for the address of the Ray node a process lands on
 
 
@@ -138,6 +139,9 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         insecure = self.allow_insecure_network
         lock = "router.options.tls_cert_file, tls_key_file and api_keys_file"
         check_exposure("router.host", self.router.host, allowed=insecure or locked, lock=lock)
+        if self.worker_host != NODE_HOST:  # whether the nodes' addresses may be used is seen when they are known
+            locked = bool(self.trusted_kv_network and self.options.get("cluster_cert_file"))
+            check_exposure("worker_host", self.worker_host, allowed=insecure or locked, lock=WORKERS_LOCK)
         lock = "admin.tls_cert_file and tls_key_file"
         check_exposure("admin.host", admin.host, allowed=insecure or bool(admin.tls_cert_file), lock=lock)
 

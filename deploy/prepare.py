@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from deploy.cluster_config import NODE_HOST, ClusterConfig
+from deploy.cluster_config import NODE_HOST, WORKERS_LOCK, ClusterConfig
 from deploy.embedded_valkey import EmbeddedValkey
 from deploy.exposure import check_exposure
 from deploy.model_store import resolve_model
@@ -104,13 +104,12 @@ def _join_ray(config: ClusterConfig, address: str, stack: ExitStack) -> None:
     if len(addresses) > 1 and not config.redis_url:
         raise ValueError("a Ray cluster of several nodes needs a Redis that all of them reach: give --redis-url")
     locked = bool(config.trusted_kv_network and config.options.get("cluster_cert_file"))
-    lock = "cluster_cert_file, cluster_key_file and cluster_ca_file under [options], and trusted_kv_network = true"
     for address in addresses:
         check_exposure(
             "the address of a Ray node, where workers listen,",
             address,
             allowed=config.allow_insecure_network or locked,
-            lock=lock,
+            lock=WORKERS_LOCK,
         )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from deploy.exposure import check_exposure
+from deploy.exposure import check_exposure, is_loopback
 from deploy.reconcile import Kind
 from diptych.config import RouterConfig, WorkerConfig
 
@@ -123,6 +123,10 @@ def _check_names(config: ClusterConfig, kind: Kind) -> None:
     for name, value in options.items():
         if name.endswith("host") and isinstance(value, str):
             check_exposure(f"{kind}.options.{name}", value, allowed=config.allow_insecure_network)
+        # Of UCX, for the KV blocks: where workers listen on loopback, no other interface may carry them unsaid.
+        kv_allowed = config.allow_insecure_network or config.trusted_kv_network
+        if name == "interfaces" and value not in ("", "lo") and is_loopback(config.worker_host):
+            check_exposure(f"{kind}.options.{name}", str(value), allowed=kv_allowed, lock="trusted_kv_network = true")
         if name in DECIDED:
             raise ValueError(f"{kind}.options.{name}: the cluster decides this; see the fields beside options")
         if name in SHARED:

@@ -34,7 +34,7 @@ class Where:
     admin_key
         The door's key, with --admin; better given in DIPTYCH_ADMIN_KEY than on the command line.
     admin_ca
-        PEM file of the door's certificate, with an https --admin that no public authority vouches for.
+        PEM file of the authority that signed the certificate of an https --admin, if it is not a public one.
     timeout
         Seconds to wait for the effect.
     """

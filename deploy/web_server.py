@@ -29,7 +29,7 @@ def served(app: Starlette, host: str, port: int, tls: tuple[str, str] | None = N
         tls: files of a certificate and its key, PEM; None: plain HTTP.
 
     Raises:
-        OSError: the port is taken, or may not be used.
+        OSError: the port is taken, or may not be used; or the certificate cannot be (ssl.SSLError is one).
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=128)
@@ -44,6 +44,11 @@ def served(app: Starlette, host: str, port: int, tls: tuple[str, str] | None = N
         ssl_keyfile=tls[1] if tls else None,
     )
     scheme = "https" if tls else "http"
+    try:
+        config.load()  # here, and not in the thread, where a certificate that cannot be used would say nothing
+    except BaseException:
+        listener.close()
+        raise
     server = _Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="admin door", daemon=True)
     thread.start()

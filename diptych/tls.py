@@ -9,6 +9,7 @@ The KV blocks themselves do not travel over these connections: UCX has no TLS.
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def cluster_tls(config: WorkerConfig | RouterConfig) -> ClusterTls | None:
     """
     if not config.cluster_cert_file:
         return None
+    check_pair(config.cluster_cert_file, config.cluster_key_file)
     return ClusterTls(
         read_pem(config.cluster_cert_file), read_pem(config.cluster_key_file), read_pem(config.cluster_ca_file)
     )
@@ -55,7 +57,21 @@ def door_credentials(cert_file: str, key_file: str) -> grpc.ServerCredentials | 
     """
     if not cert_file:
         return None
+    check_pair(cert_file, key_file)
     return grpc.ssl_server_credentials([(read_pem(key_file), read_pem(cert_file))])
+
+
+def check_pair(cert_file: str, key_file: str) -> None:
+    """
+    Raises:
+        ValueError: one of the files cannot be used, or they do not belong together.
+    """
+    for path in (cert_file, key_file):
+        read_pem(path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file)
+    except ssl.SSLError as error:
+        raise ValueError(f"{cert_file!r} and {key_file!r} are no certificate and its key: {error.reason}") from None
 
 
 def read_pem(path: str) -> bytes:

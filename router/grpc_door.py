@@ -5,7 +5,7 @@ Protobuf types stay in this file and `grpc_convert`. Converts and delegates; dec
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn
 from uuid import uuid4
@@ -15,7 +15,9 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from diptych.errors import BadRequest, DiptychError, InternalError
+from diptych.errors import BadRequest, DiptychError, InternalError, Unauthorized
+from diptych.rpc import listen
+from diptych.tls import door_credentials
 from diptych.v1 import inference_pb2 as pb
 from diptych.v1 import inference_pb2_grpc
 from router.abortable import AbortableEvents
@@ -27,6 +29,7 @@ from router.text_request import Origin
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 
+MAX_STREAMS = 4_096  # of one connection; far above what a router serves at a time
 Context = Any  # grpc.aio.ServicerContext, which has no types
 
 
@@ -37,30 +40,67 @@ async def serve_grpc(frontend: Frontend, health: Callable[[], HealthView]) -> tu
         OSError: the port is taken.
     """
     config = frontend.config
+    credentials = door_credentials(config.tls_cert_file, config.tls_key_file)
     server = grpc.aio.server(
-        options=(("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", config.max_body_bytes))
+        interceptors=(KeyGate(frontend),),
+        options=(
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", config.max_body_bytes),
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
+        ),
     )
     inference_pb2_grpc.add_InferenceServicer_to_server(InferenceDoor(frontend), server)
     health_pb2_grpc.add_HealthServicer_to_server(HealthDoor(health, services=("", SERVICE)), server)
     health_service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     reflection.enable_server_reflection((SERVICE, health_service, reflection.SERVICE_NAME), server)
     try:
-        port = server.add_insecure_port(f"{config.host}:{config.grpc_port}")
+        port = listen(server, f"{config.host}:{config.grpc_port}", credentials)
     except RuntimeError:
         raise OSError(f"cannot listen on {config.host}:{config.grpc_port}; choose another grpc_port or 0") from None
     await server.start()
     return server, port
 
 
+class KeyGate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc.aio has no types
+    """Refuses a call of the service without a right key before its message is received, as the HTTP door does."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        self._frontend = frontend
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        if details.method.startswith(f"/{SERVICE}/"):
+            try:
+                self._frontend.keys.tenant_of(_authorization(details.invocation_metadata))
+            except Unauthorized as error:
+                self._frontend.metrics.refused(error.code)
+                self._frontend.logger.info("request_refused", method=details.method, code=error.code)
+                return _refusal(error)
+        return await continuation(details)
+
+
+def _refusal(refused: DiptychError) -> Any:
+    """A handler that only refuses. It takes a stream, of which it reads nothing."""
+
+    async def refuse(_requests: Any, context: Context) -> None:
+        await _abort(context, refused)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _authorization(metadata: Any) -> str:
+    return str(dict(metadata or ()).get("authorization", ""))
+
+
 class InferenceDoor(inference_pb2_grpc.InferenceServicer):  # type: ignore[misc]  # generated without types
     def __init__(self, frontend: Frontend) -> None:
         self._frontend = frontend
-        self._running: dict[str, AbortableEvents] = {}  # by the client's request id
+        self._running: dict[tuple[str, str], AbortableEvents] = {}  # by tenant and the client's request id
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         request_id = request.request_id or uuid4().hex
         try:
-            async for message in self._generate(request, request_id, context):
+            tenant = self._tenant_of(context)
+            async for message in self._generate(request, request_id, tenant, context):
                 yield message
         except DiptychError as error:
             await _abort(context, error)
@@ -69,32 +109,51 @@ class InferenceDoor(inference_pb2_grpc.InferenceServicer):  # type: ignore[misc]
             await _abort(context, InternalError("the router failed on this request; its log has the place"))
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
-        if (events := self._running.get(request.request_id)) is not None:
+        tenant = await self._admitted(context)
+        if (events := self._running.get((tenant, request.request_id))) is not None:
             await events.abort()
         return pb.AbortResponse()
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
+        await self._admitted(context)
         return model_info(self._frontend.model)
 
+    def _tenant_of(self, context: Context) -> str:
+        """
+        Raises:
+            Unauthorized: the call shows no key, or a wrong one.
+        """
+        return self._frontend.keys.tenant_of(_authorization(context.invocation_metadata()))
+
+    async def _admitted(self, context: Context) -> str:
+        """The same; a call without a right ends here."""
+        try:
+            return self._tenant_of(context)
+        except DiptychError as error:
+            await _abort(context, error)
+
     async def _generate(
-        self, request: pb.GenerateRequest, request_id: str, context: Context
+        self, request: pb.GenerateRequest, request_id: str, tenant: str, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
-        if request_id in self._running:
+        if (tenant, request_id) in self._running:
             self._frontend.metrics.refused(BadRequest.code)
             raise BadRequest("request_id is in use by a running request", param="request_id")
-        generation = await self._start(request, context)
-        events = self._running[request_id] = AbortableEvents(generation.events())
+        generation = await self._start(request, tenant, context)
+        events = self._running[tenant, request_id] = AbortableEvents(generation.events())
         try:
             async with aclosing(events):
                 while (event := await events.next()) is not None:
                     yield response(request_id, event, usage(generation.usage) if generation.ended else None)
         finally:
-            del self._running[request_id]
+            del self._running[tenant, request_id]
 
-    async def _start(self, request: pb.GenerateRequest, context: Context) -> Generation:
+    async def _start(self, request: pb.GenerateRequest, tenant: str, context: Context) -> Generation:
         frontend = self._frontend
         metadata = dict(context.invocation_metadata() or ())
-        origin = Origin(f"grpc-{uuid4().hex}", frontend.clock(), str(metadata.get("traceparent", "")))
+        traceparent = str(metadata.get("traceparent", ""))
+        limit_ms = request.ttft_limit_ms if request.HasField("ttft_limit_ms") else None
+        request_id = f"grpc-{uuid4().hex}"
+        origin = Origin(request_id, frontend.clock(), traceparent, tenant=tenant, ttft_limit_ms=limit_ms)
         try:
             return Generation(frontend, await parse_generate(request, frontend, origin))
         except DiptychError as error:

@@ -61,7 +61,10 @@ def make_app(frontend: Frontend, health: Callable[[], HealthView], metrics_text:
         Route("/metrics", door.metrics),
         Route("/version", door.version),
     ]
-    layers = [Middleware(ErrorLayer, logger=frontend.logger), Middleware(KeyLayer, keys=frontend.keys)]
+    layers = [
+        Middleware(ErrorLayer, logger=frontend.logger),
+        Middleware(KeyLayer, keys=frontend.keys, refused=frontend.metrics.refused),
+    ]
     return Starlette(routes=routes, middleware=layers, exception_handlers={HTTPException: plain_http_error})
 
 

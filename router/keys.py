@@ -28,7 +28,7 @@ LOOK_AGAIN_S = 1.0
 KEY_PREFIX = "sk-diptych-"  # so that scanners for leaked secrets know one when they see it
 MAX_TENANT_CHARS = 64
 
-Stamp = tuple[int, int]  # of a file: modification time in ns, size
+Stamp = tuple[int, int, int, int]  # of a file: inode, modification and change time in ns, size
 
 
 class _Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,7 +83,7 @@ class Keys:
         self._log = log
         self._clock = clock
         self._tenants: Mapping[bytes, str] = {}
-        self._stamp: Stamp = (0, 0)
+        self._stamp: Stamp = (0, 0, 0, 0)
         self._looked_at = clock()
         if self._path is not None:
             self._stamp = self._stat(self._path)
@@ -124,8 +124,8 @@ class Keys:
             stamp = self._stat(path)
             if stamp == self._stamp:
                 return
-            self._stamp = stamp
             self._tenants = self._read(path)
+            self._stamp = stamp  # not before: what could not be read is tried again
         except ValueError as error:
             self._log.error("api_keys_unreadable", reason=str(error), next="the keys read before stay in force")
         else:
@@ -137,7 +137,7 @@ class Keys:
             status = path.stat()
         except OSError as error:
             raise ValueError(f"{path} (api_keys_file) cannot be read: {error.strerror}") from None
-        return status.st_mtime_ns, status.st_size
+        return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
     @staticmethod
     def _read(path: Path) -> dict[bytes, str]:

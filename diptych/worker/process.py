@@ -65,13 +65,13 @@ async def run_worker(
     os.environ.update(ucx_environment(transports_of(config), config.interfaces or _loopback_interface(config.host)))
     folder = ModelFolder(config.model)
     identity = identity_of(folder, config)
+    tls = cluster_tls(config)  # what cannot be read is found before the model is loaded
     loaded = await asyncio.to_thread(load, folder, config, identity)
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     async with AsyncExitStack() as stack:
         server = rpc.make_server()
         redis = connect(config.redis_url)
         stack.push_async_callback(redis.aclose)
-        tls = cluster_tls(config)
         address = f"{config.host}:{_bind(server, config, tls)}"
         parts = await _make_parts(
             stack,

@@ -93,3 +93,9 @@ def test_an_unusable_file_is_named(ours: Files, tmp_path: Path, content: str | N
         path.write_text(content)
     with pytest.raises(ValueError, match=r"key\.pem"):
         cluster_tls(config(Files(ours.cert, str(path), ours.ca)))
+
+
+def test_a_key_of_another_certificate_is_refused(ours: Files, tmp_path: Path) -> None:
+    other = Authority(tmp_path).issue(CLUSTER_NAME)
+    with pytest.raises(ValueError, match="are no certificate and its key"):
+        cluster_tls(config(Files(ours.cert, other.key, ours.ca)))

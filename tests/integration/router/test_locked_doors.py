@@ -92,6 +92,7 @@ async def test_without_a_key_nothing_but_health_is_shown(client: httpx.AsyncClie
         assert answer.json()["error"]["code"] == "invalid_api_key"
         assert answer.headers["x-request-id"]
     assert doors.core.requests == []
+    assert doors.counted("invalid_api_key") == 2
     assert (await client.get("/health")).status_code == 200
     assert (await client.get("/live")).status_code == 200
     assert ACME not in doors.log.getvalue()
@@ -128,6 +129,7 @@ async def test_a_key_opens_the_grpc_door(channel: grpc.aio.Channel, doors: Doors
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert doors.counted("invalid_api_key") == 3
     health = health_pb2_grpc.HealthStub(channel)
     assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)).status == 1
 

@@ -17,6 +17,7 @@ from certificates import Authority
 from deploy.admin_door import make_admin_app
 from deploy.api import Admin, AdminError, find
 from deploy.cli import app
+from deploy.doors import pinned, trusting
 from deploy.reconcile import Kind, State
 from deploy.running import Running, RunningFiles
 from deploy.status import ClusterError, ClusterStatus, Hosting, ProcessStatus
@@ -276,14 +277,32 @@ def test_the_commands_end_with_the_reason(url: str, capsys: pytest.CaptureFixtur
 
 
 def test_over_tls_only_the_doors_own_certificate_is_trusted(cluster: FakeCluster, tmp_path: Path) -> None:
-    ours, other = (Authority(tmp_path / name).issue("diptych.example") for name in ("ours", "other"))
-    with served(make_admin_app(cluster, KEY, lambda: None), "127.0.0.1", 0, (ours.cert, ours.key)) as url:
+    authority = Authority(tmp_path / "ours")
+    door, sibling = authority.issue("diptych.example"), authority.issue("other.example")
+    for issued in (door, sibling):  # as authorities deliver them: with their issuers
+        Path(issued.cert).write_text(Path(issued.cert).read_text() + Path(issued.ca).read_text())
+    with served(make_admin_app(cluster, KEY, lambda: None), "127.0.0.1", 0, (door.cert, door.key)) as url:
         assert url.startswith("https://")
-        for trusted in (ours.cert, ours.ca):
-            with Admin(url, KEY, ca_file=trusted) as admin:
-                assert admin.status().processes
-        for wrong in ("", other.cert):
-            with Admin(url, KEY, ca_file=wrong) as admin, pytest.raises(AdminError, match="cannot be reached"):
+        with Admin(url, KEY, trust=pinned(door.cert)) as admin:
+            assert admin.status().processes
+        for trust in (None, pinned(sibling.cert), trusting(door.ca)):  # the last: right, but for another name
+            with Admin(url, KEY, trust=trust) as admin, pytest.raises(AdminError, match="cannot be reached"):
                 admin.status()
-    with pytest.raises(AdminError, match="cannot be used"):
-        Admin(url, KEY, ca_file=str(tmp_path / "none.pem"))
+
+
+def test_a_door_elsewhere_is_trusted_by_its_authority_and_name(cluster: FakeCluster, tmp_path: Path) -> None:
+    door = Authority(tmp_path).issue("127.0.0.1")
+    with served(make_admin_app(cluster, KEY, lambda: None), "127.0.0.1", 0, (door.cert, door.key)) as url:
+        with find(url=url, key=KEY, ca_file=door.ca) as admin:
+            assert admin.status().processes
+        with pytest.raises(AdminError, match="cannot be used"):
+            find(url=url, key=KEY, ca_file=str(tmp_path / "none.pem"))
+
+
+def test_a_certificate_without_its_key_is_refused_at_once(cluster: FakeCluster, tmp_path: Path) -> None:
+    one, other = (Authority(tmp_path / name).issue("127.0.0.1") for name in ("one", "other"))
+    with (
+        pytest.raises(OSError, match="KEY_VALUES_MISMATCH"),
+        served(make_admin_app(cluster, KEY, lambda: None), "127.0.0.1", 0, (one.cert, other.key)),
+    ):
+        pass

@@ -96,6 +96,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"name": "a b"}, "name is 'a b'"),
     ({"router": {"host": "0.0.0.0"}}, "router.host is 0.0.0.0, which other machines can reach"),
     ({"admin": {"host": "10.1.2.3"}}, "admin.host is 10.1.2.3"),
+    ({"worker_host": "0.0.0.0"}, "worker_host is 0.0.0.0.*trusted_kv_network"),
+    ({"decode": {"options": {"interfaces": "eth0"}}}, "decode.options.interfaces is eth0.*trusted_kv_network"),
 ]
 
 

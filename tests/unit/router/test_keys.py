@@ -95,6 +95,24 @@ def test_a_file_that_became_unreadable_changes_nothing(path: Path, spoilt: str |
     assert "api_keys_unreadable" in held.log.getvalue()
 
 
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    withdrawn, kept = add(path, "acme"), add(path, "other")
+    held = Held(path)
+    path.write_text(key_entry("other", kept))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", refuse)
+        held.now += LOOK_AGAIN_S
+        assert held.tenant_of(withdrawn) == "acme"
+    held.now += LOOK_AGAIN_S  # nothing about the file has changed but that it can be read
+    with pytest.raises(Unauthorized):
+        held.tenant_of(withdrawn)
+    assert held.tenant_of(kept) == "other"
+
+
+def refuse(path: Path) -> str:
+    raise PermissionError(f"not allowed: {path}")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
