@@ -133,7 +133,7 @@ class Receiver:
     def _bad_blocks(self, incoming: IncomingTransfer, delivery: Delivery) -> tuple[int, ...]:
         if self._pool is None:
             return ()
-        early, incoming.verified = incoming.verified, {}
+        early = incoming.verified
         checked = [
             (index, slot.block, there)
             for index, (slot, there) in enumerate(zip(delivery.slots, delivery.checksums, strict=True))
@@ -149,6 +149,7 @@ class Receiver:
         assert incoming.end is not None
         self._counters.incoming[incoming.end] += 1
         self._settled[incoming.transfer_id] = incoming
+        incoming.verified = {}
         if len(self._settled) > MAX_SETTLED:
             self._settled.popitem(last=False)
 
