@@ -110,7 +110,7 @@ def ours(load: Load, out: Path, seed: int) -> Figures:
     }
     options |= {"requests": load.num_requests, "name": "ours", "out": out}
     _run([sys.executable, "-m", "loadgen", "run", load.url, "--continuous-usage"], options)
-    lines = (out / "ours-0.requests.jsonl").read_text().splitlines()
+    lines = (out / f"ours-{seed}.requests.jsonl").read_text().splitlines()
     requests = [json.loads(line) for line in lines]
     tokens = sum(request["output_tokens"] for request in requests)
     span_ms = max(request["intended_ms"] + request["e2e_ms"] for request in requests)
