@@ -50,6 +50,7 @@ async def parse_generate(request: pb.GenerateRequest, frontend: Frontend, origin
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         logprobs=logprobs,
         cache_salt=request.cache_salt,
+        priority=request.priority,
     )
 
 

@@ -20,6 +20,7 @@ from diptych.messages import Reserve, Start, Submission, Ticket, Update, WorkerR
 from diptych.spans import end_span, start_span, traceparent_of
 from diptych.telemetry import Logger
 from kv_transfer.hashing import block_hashes, hash_key
+from router.admission.door import AdmissionDoor
 from router.attempts import Attempts, Given
 from router.fleet import Fleet
 from router.legs import Legs, open_legs
@@ -28,8 +29,6 @@ from router.mailbox import Mailbox
 from router.placer import Booked, Placer
 from router.requests import Report, TokenRequest
 from router.suspects import Suspects
-
-RETRY_AFTER_S = 1.0
 
 
 class Router:
@@ -40,6 +39,7 @@ class Router:
         router_id: str,
         limits: Limits,
         fleet: Fleet,
+        admission: AdmissionDoor,
         placer: Placer,
         suspects: Suspects,
         tracer: Tracer,
@@ -49,6 +49,7 @@ class Router:
         self._router_id = router_id
         self._limits = limits
         self._fleet = fleet
+        self._admission = admission
         self._placer = placer
         self._suspects = suspects
         self._tracer = tracer
@@ -62,25 +63,25 @@ class Router:
         given, attempts = Given(request.sampling.n), Attempts(self._limits.max_attempts)
         with self._ending(request, report) as traceparent:
             hashes = self._hash(request)
-            while not given.done:
-                legs = self._legs(request, self._placer.place(request, hashes, attempts, report))
-                with self._retrying(attempts, legs), open_legs(legs, deadline):
-                    await self._begin(legs, self._submission(legs, request, deadline, traceparent), deadline, report)
-                    while not given.done:
-                        update = await legs.mailbox.next(deadline)
-                        legs.observe(update)
-                        if (news := given.take(update)) is not None:
-                            _note(report, news)
-                            yield news
+            async with self._admission.admitted(request, hashes, deadline) as turn:
+                while not given.done:
+                    booked = await self._placer.place(request, hashes, attempts, report, alone=turn.alone)
+                    legs = self._legs(request, booked)
+                    turn.placed(legs.pair[1])
+                    with self._retrying(attempts, legs), open_legs(legs, deadline):
+                        submission = self._submission(legs, request, deadline, traceparent)
+                        await self._begin(legs, submission, deadline, report)
+                        while not given.done:
+                            update = await legs.mailbox.next(deadline)
+                            legs.observe(update)
+                            turn.prefilled()
+                            if (news := given.take(update)) is not None:
+                                _note(report, news)
+                                yield news
 
     @contextmanager
     def _ending(self, request: TokenRequest, report: Report) -> Iterator[str]:
-        """Admit the request, and see to it that each one ends exactly once: counted, traced, with its error."""
-        if self.num_running >= self._limits.max_queued:
-            raise NoCapacity(
-                f"{self.num_running} requests are in flight at this router (max_queued); retry later",
-                retry_after_s=RETRY_AFTER_S,
-            )
+        """See to it that the request ends exactly once: counted, traced, with its error."""
         span = start_span(self._tracer, "router", request.traceparent)
         self.num_running += 1
         error: BaseException | None = None
@@ -158,7 +159,7 @@ class Router:
             raise NoCapacity(
                 f"{legs.decode.record.worker_id} had no {num_blocks} free blocks within "
                 f"{timeout_ms} ms (reserve_timeout_ms); retry later, or add decode workers",
-                retry_after_s=RETRY_AFTER_S,
+                retry_after_s=self._admission.retry_after_s(),
             ) from None
         report.marks["reserved"] = time.monotonic()
         return ticket

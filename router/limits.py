@@ -13,7 +13,6 @@ class Limits:
     fingerprint: str
     remote_prefill: str
     reserve_timeout_ms: int
-    max_queued: int
     max_attempts: int
 
     def num_blocks(self, num_tokens: int) -> int:

@@ -40,7 +40,7 @@ class Booked:
 
     @property
     def worker_ids(self) -> tuple[str, ...]:
-        return tuple(filter(None, (self.placement.prefill_id, self.placement.decode_id)))
+        return _worker_ids(self.placement)
 
 
 class Placer:
@@ -97,12 +97,16 @@ class Placer:
         """
         while True:
             claim = _Claim(self, request, hashes, attempts, alone)
-            if self._reservations is None or request.canary:
-                claim.choose()
-            else:
-                await self._reservations.reserve(claim)
-            if all(map(self._fleet.is_placeable, claim.booked.worker_ids)):
-                return self._placed(claim, report)
+            try:
+                if self._reservations is None or request.canary:
+                    claim.choose()
+                else:
+                    await self._reservations.reserve(claim)
+                if all(map(self._fleet.is_placeable, claim.booked.worker_ids)):
+                    return self._placed(claim, report)
+            except BaseException:
+                claim.undo()
+                raise
             claim.undo()  # a worker left while others were asked
 
     def _placed(self, claim: _Claim, report: Report) -> Booked:
@@ -127,10 +131,10 @@ class Placer:
             for worker_id in other.booked.worker_ids if num_shared else ():
                 matches[worker_id] = max(num_shared, matches.get(worker_id, 0))
         placement = self._choose(claim, matches, now)
+        told = _told(_worker_ids(placement), claim.hashes, usable, matches)
         booking = self._bookings.book(placement, num_tokens, self._limits.num_blocks(num_tokens))
-        booked = Booked(placement, booking)
-        self._tentative.append(claim)
-        return booked, _told(booked, claim.hashes, usable, matches)
+        self._tentative.append(claim)  # from here on nothing may fail: the claim alone can give it back
+        return Booked(placement, booking), told
 
     def forget(self, claim: _Claim) -> None:
         """A choice that was undone."""
@@ -232,9 +236,14 @@ class _Claim:
             self._booked = None
 
 
-def _told(booked: Booked, hashes: Sequence[bytes], usable: Sequence[bytes], matches: Mapping[str, int]) -> Chosen:
+def _worker_ids(placement: Placement) -> tuple[str, ...]:
+    return tuple(filter(None, (placement.prefill_id, placement.decode_id)))
+
+
+def _told(
+    worker_ids: tuple[str, ...], hashes: Sequence[bytes], usable: Sequence[bytes], matches: Mapping[str, int]
+) -> Chosen:
     """What other routers have to know of a choice: what it relied on, and what its workers will hold soon."""
-    worker_ids = booked.worker_ids
     longest, least = max(matches.values(), default=0), min(matches.get(name, 0) for name in worker_ids)
     news = tuple(f"#{join_hashes([usable[longest]]).hex()}" for _ in range(longest < len(usable)))
     return Chosen(worker_ids + news, Guess(worker_ids, join_hashes(hashes[least : least + MAX_TOLD_BLOCKS])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from uuid import uuid4
 
@@ -17,13 +17,18 @@ from diptych.background import background
 from diptych.chat_template import ChatTemplate
 from diptych.config import RouterConfig
 from diptych.errors import InternalError
-from diptych.membership import MembershipWatch, connect
+from diptych.membership import Change, MembershipWatch, connect
 from diptych.messages import RouterRecord
 from diptych.model_folder import ModelFolder
 from diptych.telemetry import Logger, make_logger, make_tracer
+from diptych.tls import cluster_tls
 from diptych.tokenizer import Tokenizer
-from kv_transfer.layout import fingerprint_of
+from kv_transfer.identity import Identity, identity_of
 from router.admin_door import make_admin_app
+from router.admission.admission import Admission
+from router.admission.ask import AdmissionLimits
+from router.admission.door import AdmissionDoor
+from router.admission.metrics import AdmissionMetrics
 from router.bookings import Bookings
 from router.canary import Canary
 from router.explain import ExplainRing
@@ -31,7 +36,9 @@ from router.fleet import Compatibility, Fleet
 from router.frontend import Frontend, ModelCard
 from router.grpc_door import serve_grpc
 from router.http_door import make_app
+from router.index_metrics import IndexMetrics
 from router.index_reader import IndexReader
+from router.keys import Keys
 from router.life import Router
 from router.limits import Limits
 from router.metrics import RequestMetrics
@@ -39,11 +46,16 @@ from router.placement.named import policy_named
 from router.placement_metrics import PlacementCollector, PlacementMetrics
 from router.placer import Placer
 from router.prefix_index import PrefixIndex
+from router.sharing.load import SharedLoad, Statements
+from router.sharing.log import ReservationLog
+from router.sharing.metrics import ReservationMetrics
+from router.sharing.reservations import Reservations
+from router.sharing.talk import Talk
 from router.suspects import Suspects
-from router.worker_metrics import WorkerCollector
+from router.worker_metrics import WorkerCollector, unpublished
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SHUTDOWN_GRACE_S = 5.0  # for open streams
+WARM_START_S = 5.0  # for the whole index, before the doors open; 1 M blocks take about one
 
 
 async def run(config: RouterConfig, started: Callable[[RouterRecord], None], stop: asyncio.Event) -> None:
@@ -55,7 +67,8 @@ async def run(config: RouterConfig, started: Callable[[RouterRecord], None], sto
         InternalError: a part of the router that it cannot do without failed.
     """
     folder = ModelFolder(config.model)
-    model, policy = _model_card(folder, config), policy_named(config.policy)
+    identity = identity_of(folder, config)
+    model, policy = _model_card(folder, identity, config), policy_named(config.policy)
     router_id = f"router-{socket.gethostname()}-{uuid4().hex[:8]}"
     log = make_logger(router_id)
 
@@ -64,32 +77,56 @@ async def run(config: RouterConfig, started: Callable[[RouterRecord], None], sto
         stack.push_async_callback(redis.aclose)
         tracer = make_tracer("diptych-router", config.otlp_endpoint)
         stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
-        index, bookings = PrefixIndex(), Bookings()
-        fleet = Fleet(router_id, Compatibility(model.fingerprint, config.block_size), config.silence_ms / 1e3, log)
+        index, others = PrefixIndex(), SharedLoad()
+        bookings = Bookings(others)
+        keys = Keys(config.api_keys_file, log, time.monotonic)
+        compatibility = Compatibility(model.fingerprint, config.block_size)
+        fleet = Fleet(router_id, compatibility, config.silence_ms / 1e3, log, cluster_tls(config))
         stack.push_async_callback(fleet.close)
         watch = MembershipWatch(redis, config.cluster, config.membership_poll_ms, config.lease_ms)
-        reader = IndexReader(redis, config.cluster, index)
+        registry = CollectorRegistry()
+        index_metrics = IndexMetrics(registry, model.name)
+        reader = IndexReader(redis, config.cluster, index, index_metrics.observe_lag)
         canary = Canary(
             fleet,
             config.block_size,
             config.canary_interval_s,
             time.monotonic,
+            config.remote_prefill != "never",
             num_open=lambda: {
                 "requests": core.num_running,
+                "queued": admission.num_queued,
+                "queued_tokens": admission.num_queued_tokens,
                 "bookings": bookings.total,
                 "open_legs": fleet.num_open,
                 "index_blocks": len(index),
             },
-            degraded=lambda: [reason for reason in (watch.degraded, reader.degraded) if reason],
+            degraded=lambda: [reason for why in without.values() if (reason := why())],
         )
-        limits = _limits(folder, model, config)
-        registry, suspects = CollectorRegistry(), Suspects()
+        limits = _limits(identity, model, config)
+        suspects = Suspects()
         ring = ExplainRing(config.explain_ring, config.policy, config.remote_prefill)
         placed = PlacementMetrics(registry, model.name)
         seed = int.from_bytes(router_id.encode()[-8:], "little")
-        placer = Placer(limits, policy, seed, fleet, index, bookings, suspects, ring, placed)
+        reservations = None
+        if config.shared_reserve:
+            shared = ReservationMetrics(registry, model.name)
+            shared_log = ReservationLog(redis, config.cluster, router_id)
+            talk = Talk(shared_log, Statements(bookings), others, index.guess, shared.others)
+            reservations = Reservations(talk, shared)
+        without: dict[str, Callable[[], str]] = {  # parts that need Redis: why they do without it now, or ""
+            "membership": lambda: watch.degraded,
+            "index": lambda: reader.degraded,
+            "publishers": lambda: unpublished(fleet.reports()),
+        }
+        if reservations:
+            without["reservations"] = lambda: reservations.degraded
+        index_metrics.watch(reader, without)
+        placer = Placer(limits, policy, seed, fleet, index, bookings, suspects, ring, placed, reservations)
         registry.register(PlacementCollector(placed, model.name, fleet.ready, placer.crossover, time.monotonic))
-        core = Router(router_id, limits, fleet, placer, suspects, tracer, log, canary.ended)
+        admission = _admission(config, fleet, bookings, index, AdmissionMetrics(registry, model.name))
+        fleet.on_room = admission.wake
+        core = Router(router_id, limits, fleet, admission, placer, suspects, tracer, log, canary.ended)
         admin = make_admin_app(fleet, reader, ring, log)
         failures: list[BaseException] = []
 
@@ -97,15 +134,19 @@ async def run(config: RouterConfig, started: Callable[[RouterRecord], None], sto
             failures.append(error)
             stop.set()
 
+        _take(await watch.poll(), watch, fleet, reader)
         for work, name in (
             (_follow(watch, fleet, reader), "membership"),
             (reader.run(), "index"),
             (canary.run(core), "canary"),
+            *([(reservations.run(), "reservations")] if reservations else []),
         ):
             await stack.enter_async_context(background(work, name, fail))
         admin_address = await stack.enter_async_context(_http_server(admin, config.admin_host, config.admin_port))
         registry.register(WorkerCollector(fleet.reports))
-        await _serve(config, model, core, canary, registry, admin_address, router_id, log, started, stop)
+        if watch.workers and not await reader.caught_up(WARM_START_S):
+            log.warning("index_cold", reason=reader.degraded, next="serving begins with what is known")
+        await _serve(config, model, core, canary, registry, keys, admin_address, router_id, log, started, stop)
         if failures:
             raise InternalError(f"a part of the router failed: {failures[0]!r}")
 
@@ -116,6 +157,7 @@ async def _serve(
     core: Router,
     canary: Canary,
     registry: CollectorRegistry,
+    keys: Keys,
     admin_address: str,
     router_id: str,
     log: Logger,
@@ -131,9 +173,11 @@ async def _serve(
         config=config,
         metrics=RequestMetrics(registry, model.name),
         logger=log,
+        keys=keys,
     )
     app = make_app(frontend, canary.view, lambda: generate_latest(registry))
-    async with _http_server(app, config.host, config.http_port) as http_address:
+    tls = (config.tls_cert_file, config.tls_key_file) if config.tls_cert_file else None
+    async with _http_server(app, config.host, config.http_port, tls) as http_address:
         grpc_server, grpc_port = await serve_grpc(frontend, canary.view)
         try:
             started(
@@ -142,6 +186,7 @@ async def _serve(
                     http_address=http_address,
                     grpc_address=f"{config.host}:{grpc_port}",
                     admin_address=admin_address,
+                    tls=tls is not None,
                 )
             )
             await stop.wait()
@@ -152,37 +197,52 @@ async def _serve(
 async def _follow(watch: MembershipWatch, fleet: Fleet, reader: IndexReader) -> None:
     """Let fleet and index know who comes and goes."""
     async for change in watch.changes():
-        for record in (*change.joined, *change.changed):
-            fleet.joined(record)
-        for worker_id in change.left:
-            fleet.left(worker_id)
-        reader.set_workers(watch.workers)
+        _take(change, watch, fleet, reader)
 
 
-def _model_card(folder: ModelFolder, config: RouterConfig) -> ModelCard:
-    name = config.served_model or folder.name
+def _take(change: Change, watch: MembershipWatch, fleet: Fleet, reader: IndexReader) -> None:
+    for record in (*change.joined, *change.changed):
+        fleet.joined(record)
+    for worker_id in change.left:
+        fleet.left(worker_id)
+    reader.set_workers(watch.workers)
+
+
+def _model_card(folder: ModelFolder, identity: Identity, config: RouterConfig) -> ModelCard:
     return ModelCard(
-        name=name,
+        name=identity.name,
         max_context=folder.spec.max_context,
         vocab_size=folder.spec.vocab_size,
         block_size=config.block_size,
-        fingerprint=fingerprint_of(folder, name, config.dtype, config.block_size, config.weights),
+        fingerprint=identity.fingerprint,
         created=int(time.time()),
         eos_token_ids=folder.spec.eos_token_ids,
+        simulated=config.engine == "sim",
     )
 
 
-def _limits(folder: ModelFolder, model: ModelCard, config: RouterConfig) -> Limits:
+def _limits(identity: Identity, model: ModelCard, config: RouterConfig) -> Limits:
     return Limits(
         block_size=config.block_size,
-        block_bytes=folder.spec.block_bytes(config.block_size, DTYPE_BYTES[config.dtype]),
+        block_bytes=identity.block_bytes,
         max_context=model.max_context,
         fingerprint=model.fingerprint,
         remote_prefill=config.remote_prefill,
         reserve_timeout_ms=config.reserve_timeout_ms,
-        max_queued=config.max_queued,
         max_attempts=config.max_attempts,
     )
+
+
+def _admission(
+    config: RouterConfig, fleet: Fleet, bookings: Bookings, index: PrefixIndex, metrics: AdmissionMetrics
+) -> AdmissionDoor:
+    limits = AdmissionLimits.of(config)
+
+    def believed(hashes: Sequence[bytes]) -> dict[str, int]:
+        matches = index.matches(hashes, time.monotonic())
+        return {worker_id: num_blocks * config.block_size for worker_id, num_blocks in matches.items()}
+
+    return AdmissionDoor(Admission(limits, lambda: fleet.views(bookings)), limits, metrics, believed)
 
 
 class _Server(uvicorn.Server):
@@ -194,8 +254,11 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def _http_server(app: Starlette, host: str, port: int) -> AsyncIterator[str]:
-    """Serve HTTP; yields host:port. Streams that are open at the end get `SHUTDOWN_GRACE_S`."""
+async def _http_server(app: Starlette, host: str, port: int, tls: tuple[str, str] | None = None) -> AsyncIterator[str]:
+    """Serve HTTP, or HTTPS with the files of a certificate and its key; yields host:port.
+
+    Streams that are open at the end get `SHUTDOWN_GRACE_S`.
+    """
     listener = socket.create_server((host, port), backlog=2048)
     host, port = listener.getsockname()[:2]
     server = _Server(
@@ -205,6 +268,8 @@ async def _http_server(app: Starlette, host: str, port: int) -> AsyncIterator[st
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=int(SHUTDOWN_GRACE_S),
+            ssl_certfile=tls[0] if tls else None,
+            ssl_keyfile=tls[1] if tls else None,
         )
     )
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")

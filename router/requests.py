@@ -23,8 +23,11 @@ class TokenRequest:
     priority: int = 0  # higher runs first
     cache_scope: bytes = b""  # from the tenant and `cache_salt`; narrows prefix sharing
     deadline_ms: int = 600_000  # from arrival
+    ttft_limit_ms: int = 0  # from arrival; a first token after it is of no use to the client; 0: any is
+    tenant: str = ""  # whose key it came with; tenants share what workers can do
     traceparent: str = ""  # the client's, if it sent one
     canary: bool = False  # sent by the router itself: left out of request metrics
+    through: tuple[str, ...] = ()  # of a canary: the workers that it is to prove
     client_id: str = ""  # what the client knows it by besides (X-Request-Id); need not be unique
 
 

@@ -7,7 +7,6 @@ worker and renews only those that changed, so that a thousand workers cost littl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from time import perf_counter_ns
 
 from diptych.engine.interface import CacheEvent
@@ -16,8 +15,11 @@ from loadgen.sim.bulk_scheduler import Gauges
 from loadgen.sim.policy import Policy
 from loadgen.sim.worker import SimWorker
 from router.bookings import Booking, Bookings
-from router.placement import Placement, PromptView, WorkerView
+from router.experience import Experience
+from router.placement import Link, Placement, PromptView, WorkerView
 from router.prefix_index import Applied, PrefixIndex
+from router.requests import Report
+from router.step_fit import StepFit
 
 GUESS_LASTS_S = 5.0  # as `router.placer`, which drags in what only a serving process needs
 _EPOCH = 0
@@ -27,11 +29,18 @@ class Front:
     """Attributes: placement_us: wall time of each placement with its look-up, without what the index learns before."""
 
     def __init__(
-        self, workers: Sequence[SimWorker], policy: Policy, block_size: int, block_bytes: int, nominal_rate: float
+        self,
+        workers: Sequence[SimWorker],
+        policy: Policy,
+        block_size: int,
+        block_bytes: int,
+        link: Link,
+        chunk_tokens: int,
     ) -> None:
         """
         Args:
-            nominal_rate: prefill tokens/s of a worker that has not measured its own yet.
+            link: what every prefill worker would measure of its transfers.
+            chunk_tokens: most tokens of a prompt in one step.
         """
         self.index = PrefixIndex()
         self.bookings = Bookings()
@@ -40,18 +49,51 @@ class Front:
         self._policy = policy
         self._block_size = block_size
         self._block_bytes = block_bytes
-        self._nominal_rate = nominal_rate
+        self._link = link
+        self._chunk_tokens = chunk_tokens
+        self._experience = Experience()
+        self._step_fits = {worker.worker_id: StepFit() for worker in workers}
         self._turn = 0
         self._sequences = dict.fromkeys(self._workers, 0)  # of the last event batch
         self._gauges = {worker.worker_id: worker.scheduler.gauges() for worker in workers}
         self._views = [self._view(worker.worker_id) for worker in workers]
         self._stale: set[str] = set()
         self._batches: dict[str, list[EventBatch]] = {}  # reported, not applied yet
+        self._left: set[int] = set()  # indices of workers that nothing is placed on any more
         for worker_id in self._workers:
             self.index.add_worker(worker_id)
 
-    def place(self, num_tokens: int, hashes: tuple[bytes, ...], now_s: float) -> Placement:
-        """Choose for one prompt, and take it as cached there from now on.
+    def join(self, worker: SimWorker) -> None:
+        """It is placed on from now on. Its index is the next one."""
+        worker_id = worker.worker_id
+        self._workers[worker_id] = worker
+        self._step_fits[worker_id], self._sequences[worker_id] = StepFit(), 0
+        self._gauges[worker_id] = worker.scheduler.gauges()
+        self._views.append(self._view(worker_id))
+        self.index.add_worker(worker_id)
+
+    def leave(self, worker: SimWorker) -> None:
+        """Nothing is placed on it any more. What it still reports is taken."""
+        self._left.add(worker.index)
+
+    def views(self) -> list[WorkerView]:
+        """Every worker that is placed on, as the router believes it to be now."""
+        return self._fresh_views()
+
+    def believed(self, num_tokens: int, hashes: tuple[bytes, ...], now_s: float) -> dict[str, int]:
+        """Tokens of a prompt that each worker is believed to hold; who is missing holds none."""
+        self.catch_up()
+        usable = hashes[: (num_tokens - 1) // self._block_size]
+        matches = self.index.matches(usable, now_s)
+        return {worker_id: num_blocks * self._block_size for worker_id, num_blocks in matches.items()}
+
+    def place(
+        self, num_tokens: int, hashes: tuple[bytes, ...], now_s: float, max_tokens: int, *, alone: bool = False
+    ) -> Placement:
+        """Choose for one prompt, whose client wants `max_tokens`; take it as cached there from now on.
+
+        Args:
+            alone: as `PromptView` has it.
 
         Raises:
             NoCapacity: by the policy.
@@ -59,10 +101,13 @@ class Front:
         self.catch_up()
         began = perf_counter_ns()
         usable = hashes[: (num_tokens - 1) // self._block_size]  # one token is always computed
-        views = self._with_matches(self.index.matches(usable, now_s))
+        matches = {each: blocks * self._block_size for each, blocks in self.index.matches(usable, now_s).items()}
         self._turn += 1
-        prompt = PromptView(num_tokens, -(-num_tokens // self._block_size), self._block_bytes)
-        placement = self._policy(prompt, views, self._turn)
+        learnt = self._experience.learnt(max_tokens)
+        growth = -(-int(learnt.expected_tokens) // self._block_size)
+        num_blocks = -(-num_tokens // self._block_size)
+        prompt = PromptView(num_tokens, num_blocks, self._block_bytes, growth_blocks=growth, alone=alone)
+        placement = self._policy(prompt, self._fresh_views(), self._turn, learnt, matches)
         for worker_id in filter(None, (placement.prefill_id, placement.decode_id)):
             self.index.guess(worker_id, hashes, now_s + GUESS_LASTS_S)
         self.placement_us.append((perf_counter_ns() - began) / 1e3)
@@ -83,6 +128,12 @@ class Front:
         booking.release()
         self._touch(booking)
 
+    def ended(self, placement: Placement, num_tokens: int, ttft_ms: float) -> None:
+        """A request has been completed: what `router.placer` learns from it."""
+        report = Report(num_tokens=num_tokens, expected_ms=placement.expected_ms)
+        report.marks |= {"placed": 0.0, "first_token": ttft_ms / 1e3}
+        self._experience.ended(report, num_choices=1)
+
     def _touch(self, booking: Booking) -> None:
         self._stale.update((booking.computing_id, booking.decode_id))
 
@@ -90,6 +141,7 @@ class Front:
         """What a worker says of itself, and its cache events as a batch of its log."""
         worker_id = worker.worker_id
         self._gauges[worker_id] = gauges
+        self._step_fits[worker_id].note(gauges.num_running, worker.rates.decode_step_ms)
         self._stale.add(worker_id)
         if not events:
             return
@@ -106,21 +158,19 @@ class Front:
                 raise RuntimeError(f"a batch of {worker_id} was taken as {applied}")
         self._batches.clear()
 
-    def _with_matches(self, matches: dict[str, int]) -> list[WorkerView]:
+    def _fresh_views(self) -> list[WorkerView]:
+        """Of every worker that is placed on; made anew where something has changed."""
         for worker_id in self._stale:
             self._views[self._workers[worker_id].index] = self._view(worker_id)
         self._stale.clear()
-        if not matches:
+        if not self._left:
             return self._views
-        views = list(self._views)
-        for worker_id, num_blocks in matches.items():
-            index = self._workers[worker_id].index
-            views[index] = replace(views[index], matched_tokens=num_blocks * self._block_size)
-        return views
+        return [view for index, view in enumerate(self._views) if index not in self._left]
 
     def _view(self, worker_id: str) -> WorkerView:
         """As `router.fleet.Fleet.views` makes it."""
         worker, gauges, booked = self._workers[worker_id], self._gauges[worker_id], self.bookings
+        fit = self._step_fits[worker_id]
         unused = worker.scheduler.pool.num_blocks - booked.blocks[worker_id]
         return WorkerView(
             worker_id=worker_id,
@@ -129,5 +179,11 @@ class Front:
             queued_prefill_tokens=max(gauges.waiting_prefill_tokens, booked.tokens[worker_id]),
             num_running=max(gauges.num_sequences, booked.sequences[worker_id]),
             available_blocks=min(gauges.available_blocks, unused),
-            prefill_tokens_per_s=worker.rates.prefill_tokens_per_s or self._nominal_rate,
+            prefill_tokens_per_s=worker.rates.prefill_tokens_per_s,
+            transfer_bytes_per_s=self._link.bytes_per_s,
+            best_link=self._link,
+            chunk_tokens=self._chunk_tokens,
+            decode_base_ms=fit.base_ms,
+            decode_ms_per_sequence=fit.ms_per_sequence,
+            max_running=worker.scheduler.limits.max_running,
         )

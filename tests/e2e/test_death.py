@@ -33,7 +33,8 @@ AGAIN_WITHIN_S = 60.0  # a long prompt computed a second time
 LONG_PROMPT, LONG_ANSWER = 6000, 2000  # tokens: seconds of prefill and of decode
 COMPLETIONS = "/v1/completions"
 SLOW_PREFILL = {Role.PREFILL: {"max_batch_tokens": 4}}  # many steps for a long prompt
-REMOTE_IF_POSSIBLE = {"remote_prefill": "prefer"}  # an idle decode worker would keep such prompts
+DEEP_QUEUES = {"max_worker_queue_ms": 600_000}  # requests wait in workers, where they have something to lose
+REMOTE_IF_POSSIBLE = {"remote_prefill": "prefer", **DEEP_QUEUES}  # an idle decode worker would keep such prompts
 Reap = Callable[[], Awaitable[None]]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -431,7 +432,9 @@ async def test_a_decode_worker_choked_by_quarantine_is_replaced(
     """Blocks that a stopped peer may still write are never reused; with too many of them the worker ends by itself, and
     what the peer writes later has no memory to go to."""
     impatient = {"quarantine_patience_s": 0.5, "drain_timeout_s": 1.0}
-    async with ProcessCluster(model, valkey_url, tmp_path, worker=impatient, by_role=SLOW_PREFILL) as cluster:
+    async with ProcessCluster(
+        model, valkey_url, tmp_path, worker=impatient, by_role=SLOW_PREFILL, router=DEEP_QUEUES
+    ) as cluster:
         prefill, decode = the(cluster, Role.PREFILL), the(cluster, Role.DECODE)
         requests = [ask(cluster, random_prompt(LONG_PROMPT, seed=200 + i), 8) for i in range(2)]
         await until_computing(cluster, num_requests=2)

@@ -22,7 +22,7 @@ from diptych.rpc import FRAMES, WorkerStub
 
 READY_TIMEOUT_S = 30.0
 QUIET_TIMEOUT_S = 10.0
-AT_REST = ("requests", "bookings", "open_legs")  # of /health: zero when nothing runs
+AT_REST = ("requests", "queued", "bookings", "open_legs")  # of /health: zero when nothing runs
 AVAILABLE = ("blocks_free", "blocks_cached")
 IDLE = ("num_running", "num_waiting", "num_loading", "num_held", "waiting_prefill_tokens")  # of its stats
 ACCIDENTS = ("Traceback", "was never retrieved", "was never awaited", "was destroyed but it is pending")
@@ -120,12 +120,17 @@ class ProcessCluster:
 
     async def start_router(self, **changes: Any) -> Process:
         """Another router on the same cluster; `changes` are fields of `RouterConfig`."""
-        defaults = {"http_port": 0, "canary_interval_s": 0.0, "membership_poll_ms": 50, "lease_ms": 1_500}
+        defaults = {
+            "http_port": 0,
+            "canary_interval_s": 0.0,
+            "membership_poll_ms": 50,
+            "lease_ms": 1_500,
+            "redis_url": self.redis_url,
+        }
         config = RouterConfig(
             model=str(self.model),
             served_model="tiny",
             cluster=self.name,
-            redis_url=self.redis_url,
             **{**defaults, **self.router, **changes},
         )
         process = await spawn("router", config, RouterRecord, self.logs)

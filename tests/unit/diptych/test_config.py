@@ -25,3 +25,12 @@ def test_weights_have_one_of_the_known_forms(kind: type[WorkerConfig] | type[Rou
         kind(**given, weights="int4")
     with pytest.raises(msgspec.ValidationError, match="int4"):
         msgspec.json.decode(msgspec.json.encode(given | {"weights": "int4"}), type=kind)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("max_in_flight", 0), ("max_queued", -1), ("max_worker_queue_ms", -1), ("ttft_limit_ms", -1)]
+)
+def test_limits_of_the_queue_are_checked(field: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{field} is {value}"):
+        RouterConfig(model="m", **{field: value})
+    assert RouterConfig(model="m", max_queued=0, max_worker_queue_ms=0).max_in_flight == 1_024

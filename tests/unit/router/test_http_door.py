@@ -299,3 +299,25 @@ async def test_the_server_lives_on_after_every_kind_of_nonsense(client: httpx.As
     assert (await client.post("/v1/chat/completions", json=CHAT)).headers["retry-after"] == "3"
     doors.core.error = None
     assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+
+
+async def test_priority_and_limit_reach_the_core(tmp_path: Path) -> None:
+    doors = Doors(tmp_path, ScriptedCore(lambda _: []), ttft_limit_ms=5_000)
+    doors.speak("fox")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(doors.app), base_url="http://door") as client:
+        for given in ({}, {"X-Diptych-TTFT-Limit-Ms": "250"}, {"X-Diptych-TTFT-Limit-Ms": "0"}):
+            await client.post("/v1/chat/completions", json={**CHAT, "priority": 7}, headers=given)
+        assert [request.ttft_limit_ms for request in doors.core.requests] == [5_000, 250, 0]
+        assert {request.priority for request in doors.core.requests} == {7}
+        for wrong in ("-1", "soon", "1e3", "2147483648", "", "\u0664".encode()):
+            headers: Any = {"X-Diptych-TTFT-Limit-Ms": wrong}
+            answer = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+            assert answer.status_code == 400, wrong
+            assert answer.json()["error"]["param"] == "x-diptych-ttft-limit-ms"
+
+
+async def test_when_to_come_again_is_rounded_up_to_seconds(tmp_path: Path) -> None:
+    doors = Doors(tmp_path, ScriptedCore(lambda _: [], error=NoCapacity("full", retry_after_s=3.2)))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(doors.app), base_url="http://door") as client:
+        answer = await client.post("/v1/chat/completions", json=CHAT)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "4")
