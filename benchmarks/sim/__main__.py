@@ -38,7 +38,7 @@ JITTER_MS = {"conversation": 3_000.0, "synthetic": 1_000.0, "toolagent": 3_000.0
 
 def main() -> None:
     args = _arguments()
-    numbers: dict[str, Any] = {"requests_per_run": args.limit, "seeds": args.seeds}
+    numbers: dict[str, Any] = {"requests_per_run": args.limit, "seeds": args.seeds, "first_seed": args.first_seed}
     runs = Runs(args.traces, args.limit, _say)
     comparisons = [compare(each) for each in MEASURED_TPOT_MS]
     numbers |= {"interference": _interference(comparisons), "interference_mape": mape(comparisons)}
@@ -51,7 +51,7 @@ def main() -> None:
         if (args.traces / f"{trace}_trace.jsonl").exists()
         for fleet in FLEETS
         for policy in args.policies
-        for seed in range(args.seeds)
+        for seed in range(args.first_seed, args.first_seed + args.seeds)
     ]
     answers = run_all(runs, cases, args.jobs)
     numbers |= {"results": summarise(answers), "wins": wins(answers, "min_ttft")}
@@ -71,7 +71,8 @@ def _interference(comparisons: list[Comparison]) -> list[dict[str, float]]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--traces", type=Path, default=TRACES, help="folder of Mooncake's FAST'25 traces")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0, help="others than a policy was tuned with say more")
     parser.add_argument("--limit", type=int, help="only the first so many requests of each trace")
     parser.add_argument("--policies", nargs="+", default=POLICIES, help="of placement; each is run on every fleet")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each on a core of its own")
