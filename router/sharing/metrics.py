@@ -8,7 +8,7 @@ from router.sharing.log import REASONS
 
 OUTCOMES = (
     "reserved",  # recorded, and nobody was first
-    "contended",  # others were first again and again; recorded without comparing
+    "contended",  # others were first until turns or time were up; recorded without comparing, or told later
     "alone",  # there is no other router
     "skipped",  # Redis failed lately and has not been asked
     *REASONS,  # Redis was asked and failed

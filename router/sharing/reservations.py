@@ -6,8 +6,10 @@ says what that router did, and all are chosen again on that view: MAX_TURNS time
 in any case.
 
 A request waits WAIT_S for Redis in all, whatever happens. Then its choice stands as it was made here, and others are
-told in the background. After a failure nobody waits at all until the background has had quick answers. A router that
-hears of no other one asks nobody. Knows nothing about prompts and workers: a `Claim` chooses.
+told in the background. After a failure nobody waits at all until the background has had quick answers. It is none that
+others were first until time was up, here or elsewhere. A router that hears of no other one asks nobody.
+
+Knows nothing about prompts and workers: a `Claim` chooses.
 """
 
 from __future__ import annotations
@@ -130,7 +132,10 @@ class Reservations:
         try:
             outcome = await self._record(batch)
         except REDIS_ERRORS as error:
-            self._stand(batch + self._take_waiting(), reason_of(error))
+            if self._talk.failing:
+                self._stand(batch + self._take_waiting(), reason_of(error))
+            else:  # what others left of the time was too short; who came later has more of it
+                self._stand(batch, "contended")
             return
         if outcome:
             self._end(batch, outcome)
@@ -143,19 +148,21 @@ class Reservations:
         Raises:
             RedisError, OSError, TimeoutError: it may not have been recorded; there may be no choice yet.
         """
+        asked_before_s = self._asked_s
         if self._talk.age_s > FRESH_S and (left_s := self._left_s(batch)) > 0:
             with self._asking():
                 await self._talk.exchange(left_s)
         for turn in range(1, MAX_TURNS + 1):
             chosen = self._choose(batch)
-            left_s = self._left_s(batch)
-            if chosen and left_s <= 0 and turn == 1:  # not because of others
-                self._talk.failed(slow := TimeoutError())
-                raise slow
-            if left_s <= 0:
+            if (left_s := self._left_s(batch)) <= 0:
                 break
-            with self._asking():
-                written = await self._talk.tell(chosen, left_s, compare=turn < MAX_TURNS)
+            try:
+                with self._asking():
+                    written = await self._talk.tell(chosen, left_s, compare=turn < MAX_TURNS)
+            except TimeoutError as error:
+                if turn == 1 and self._asked_s - asked_before_s >= self._wait_s:  # others had no part in it
+                    self._talk.failed(error)
+                raise
             if written:
                 return "reserved" if turn < MAX_TURNS else "contended"
             self._metrics.refused()

@@ -59,7 +59,8 @@ class Talk:
         Args:
             statements: about this router's own bookings.
             others: kept up to date.
-            believe: told of others' guesses: workers, block hashes (of which KEY_BYTES are true), until when.
+            believe: told of others' guesses: workers, block hashes (of which KEY_BYTES are true), until when, which
+                never decreases.
             on_others: told, again and again, how many other routers there are.
             quick_s: an answer that takes longer is none for a request.
             patience_s: of the background, for one call.
@@ -70,11 +71,13 @@ class Talk:
         self._others = others
         self._believe = believe
         self._on_others = on_others
+        self._quick_s = quick_s
         self._patience_s = patience_s
         self._clock = clock
         self._breaker = Breaker(quick_s)
         self._seen = START
         self._heard_at = -inf  # what was said before that is known
+        self._guesses_last_until = -inf
         self._owed: list[Chosen] = []
         self._calls: set[asyncio.Task[Answer]] = set()
 
@@ -102,7 +105,8 @@ class Talk:
             compare: whether anybody was first.
 
         Raises:
-            RedisError, OSError, TimeoutError: see `log.reason_of`. Who knows whether it was heard.
+            RedisError, OSError, TimeoutError: see `log.reason_of`. Who knows whether it was heard. It only shows that
+                Redis fails if `failing` says so as well.
         """
         began = self._clock()
         statement, marks = self._state(chosen)
@@ -110,7 +114,7 @@ class Talk:
             call = self._log.exchange(self._seen, statement, marks, compare=compare)
             answer = await self._within(timeout_s, call)
         except REDIS_ERRORS as error:
-            self.failed(error)
+            self._not_answered(error, began)
             raise
         self._take(answer, began)
         if not answer.written:
@@ -124,6 +128,13 @@ class Talk:
             log.warning("other routers are not asked for now, Redis: %s", reason)
         self._breaker.failed(reason)
         self._statements.unsure()
+
+    def _not_answered(self, error: BaseException, asked_at: float) -> None:
+        """That a call was given less than a request may wait, and took it all, does not show that Redis is slow."""
+        if isinstance(error, TimeoutError) and self._clock() - asked_at < self._quick_s:
+            self._statements.unsure()
+        else:
+            self.failed(error)
 
     def owe(self, *chosen: Chosen) -> None:
         """These stand though nobody could be asked; others are told later."""
@@ -164,7 +175,7 @@ class Talk:
             self._breaker.answered(self._clock() - began)
             self._take(answer, began)
         except REDIS_ERRORS as error:
-            self.failed(error)
+            self._not_answered(error, began)
             self.owe(*owed)
             raise
         finally:
@@ -203,8 +214,11 @@ class Talk:
             self._seen = answer.upto
         for heard in answer.news:
             self._others.heard(heard.router_id, heard.statement, now - heard.age_s)
-            for guess in heard.statement.guesses:
-                self._believe(guess.worker_ids, _hashes(guess.keys), now + GUESS_LASTS_S)
+            if heard.age_s < GUESS_LASTS_S:  # a log that nobody writes to is not trimmed
+                until = max(self._guesses_last_until, now + GUESS_LASTS_S - heard.age_s)
+                self._guesses_last_until = until
+                for guess in heard.statement.guesses:
+                    self._believe(guess.worker_ids, _hashes(guess.keys), until)
 
     async def _within(self, timeout_s: float, call: Coroutine[Any, Any, Answer]) -> Answer:
         """Wait no longer than that, even if the call does not let itself be cancelled.

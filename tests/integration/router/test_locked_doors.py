@@ -17,9 +17,12 @@ from doors import Doors
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scripted_core import ScriptedCore
 
+from deploy.monitor import _counts
+from deploy.reconcile import Kind
 from diptych.tls import read_pem
 from diptych.v1 import inference_pb2 as pb
 from diptych.v1 import inference_pb2_grpc
+from router.frontend import HealthView
 from router.grpc_door import serve_grpc
 from router.keys import key_entry, new_key
 from router.process import _http_server
@@ -96,6 +99,19 @@ async def test_without_a_key_nothing_but_health_is_shown(client: httpx.AsyncClie
     assert (await client.get("/health")).status_code == 200
     assert (await client.get("/live")).status_code == 200
     assert ACME not in doors.log.getvalue()
+
+
+async def test_health_tells_strangers_counts_and_no_more(client: httpx.AsyncClient, doors: Doors) -> None:
+    details = {"decode_workers": 2, "queued": 3, "probing": {"decode-7": "10.1.2.3:5 refused"}, "degraded": ["6379"]}
+    doors.view = HealthView(healthy=False, ready=True, reasons=("10.1.2.3:5 is away",), details=details)
+    for headers in ({}, bearer("sk-diptych-wrong")):
+        answer = await client.get("/health", headers=headers)
+        assert answer.status_code == 503
+        told = {"decode_workers": 2, "queued": 3, "probing": {"decode-7": ""}}
+        assert answer.json() == {"healthy": False, "ready": True, "reasons": [], "details": told}
+        assert _counts(answer.content) == ({Kind.PREFILL: 0, Kind.DECODE: 2}, frozenset({"decode-7"}))
+    answer = await client.get("/health", headers=bearer(ACME))
+    assert (answer.json()["reasons"], answer.json()["details"]) == (["10.1.2.3:5 is away"], details)
 
 
 async def test_plain_http_gets_no_answer_from_a_tls_door(client: httpx.AsyncClient) -> None:

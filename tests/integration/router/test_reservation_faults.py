@@ -78,8 +78,8 @@ async def setting(own_valkey: RedisServer) -> AsyncIterator[Setting]:
 
 
 async def test_paused(setting: Setting) -> None:
-    await setting.admin.execute_command("CLIENT", "PAUSE", 600, "ALL")
-    paused_until = time.monotonic() + 0.6
+    await setting.admin.execute_command("CLIENT", "PAUSE", 400, "ALL")
+    paused_until = time.monotonic() + 0.4
     asked, skipped = 0, 0
     while time.monotonic() < paused_until - 0.05:
         await setting.place(4)
@@ -140,6 +140,7 @@ async def test_absent_from_the_start(own_valkey: RedisServer) -> None:
     await client.aclose()
 
 
+@pytest.mark.slow
 async def test_cut_connections(setting: Setting) -> None:
     for seed in range(5):
         await setting.admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
@@ -147,6 +148,7 @@ async def test_cut_connections(setting: Setting) -> None:
     await setting.healed()
 
 
+@pytest.mark.slow
 async def test_a_router_that_is_killed_is_forgotten_with_its_lease(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
