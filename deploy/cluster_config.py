@@ -15,6 +15,7 @@ from deploy.exposure import check_exposure
 from deploy.placing import Strategy
 from deploy.process_config import process_config
 from deploy.reconcile import Kind
+from deploy.wanted import MAXIMUM, POOLS
 
 WORKERS_LOCK = "cluster_cert_file, cluster_key_file and cluster_ca_file under [options], and trusted_kv_network = true"
 NODE_HOST = "node"  # stands for the address of the Ray node a process lands on
@@ -129,6 +130,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if self.router.count < 1:
             raise ValueError(f"router.count is {self.router.count}; a cluster needs at least one router")
         self._check_exposure()
+        self._check_maximum()
         self._check_bounds()
         for kind in Kind:
             process_config(self, kind, slot=0)  # refuses what a process would refuse, before anything starts
@@ -145,9 +147,17 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         lock = "admin.tls_cert_file and tls_key_file"
         check_exposure("admin.host", admin.host, allowed=insecure or bool(admin.tls_cert_file), lock=lock)
 
+    def _check_maximum(self) -> None:
+        """What the controller would refuse later, when nobody is there to read why."""
+        said = {f"{kind}.count": count for kind, count in self.counts.items()}
+        said |= {f"autoscale.{kind}.max": self.autoscale.bounds(kind).max for kind in POOLS}
+        for name, count in said.items():
+            if count > MAXIMUM:
+                raise ValueError(f"{name} is {count}; a cluster has at most {MAXIMUM} processes of a kind")
+
     def _check_bounds(self) -> None:
         """A pool that the load decides about begins within its bounds; one of 0 workers stays as it is."""
-        for kind in (Kind.PREFILL, Kind.DECODE) if self.autoscale.mode == "on" else ():
+        for kind in POOLS if self.autoscale.mode == "on" else ():
             count, bounds = self.pool(kind).count, self.autoscale.bounds(kind)
             if count and bounds.clamp(count) != count:
                 raise ValueError(f"{kind}.count is {count}; autoscale.{kind} says {bounds.min} to {bounds.max}")

@@ -218,7 +218,7 @@ class Controller:
             kind=hosted.kind,
             state=hosted.state,
             health=self._monitor.health(hosted.id),
-            probing=self._monitor.is_probing(hosted.id),
+            probing=hosted.state is State.RUNNING and self._monitor.is_probing(hosted.id),
             leaving=self._is_leaving(hosted) or hosted.state is State.STOPPING,
             becomes=self._pools.wanted.leaving.get(hosted.id),
             hosting=hosted.hosting,

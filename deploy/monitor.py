@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from uuid import uuid4
@@ -30,7 +31,7 @@ from diptych.tls import ClusterTls
 
 TICK_S = 0.5
 RETRY_S = 1.0
-SETTLE_S = 1.0  # until every router has seen that a worker is leaving: a few of its looks at membership
+SETTLE_S = 1.0  # until every router has seen that a worker came or is leaving: a few of its looks at membership
 DOOR_TIMEOUT_S = 2.0
 
 
@@ -52,6 +53,8 @@ class Monitor:
         self._workers: dict[str, str] = {}  # the same: incarnation
         self._doors: dict[str, dict[Kind, int] | None] = {}  # of routers: workers that they would use, if known
         self._probing: dict[str, frozenset[str]] = {}  # of routers: incarnations that no canary has gone through yet
+        self._asked_s: dict[str, float] = {}  # of routers: when the door was asked what it answered last
+        self._new_since_s: dict[str, float] = {}  # of workers that some router may not have seen yet
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._trust_from_s = 0.0  # on the clock: what routers said before is about a fleet that is changing
 
@@ -59,6 +62,7 @@ class Monitor:
         """Begin to observe a worker that runs. Idempotent, as is `watch_router`."""
         if id not in self._tasks:
             self._vitals[id], self._workers[id] = Vitals(), worker_id
+            self._new_since_s[id] = time.monotonic()
             self._tasks[id] = asyncio.create_task(self._read_frames(id, address))
 
     def watch_router(self, id: str, url: str) -> None:
@@ -74,7 +78,7 @@ class Monitor:
     def _forget(self, id: str) -> None:
         if (task := self._tasks.pop(id, None)) is not None:
             task.cancel()
-        for known in (self._vitals, self._workers, self._doors, self._probing):
+        for known in (self._vitals, self._workers, self._doors, self._probing, self._asked_s, self._new_since_s):
             known.pop(id, None)
 
     def vitals(self, id: str) -> Vitals | None:
@@ -91,9 +95,10 @@ class Monitor:
         return record is not None and record.state is WorkerState.DRAINING
 
     def is_probing(self, id: str) -> bool:
-        """Whether a router says that no canary has gone through this worker end to end yet."""
+        """Whether a router says that no canary has gone through this worker end to end yet, or may not know it yet."""
         worker_id = self._workers.get(id, "")
-        return any(worker_id in probing for probing in self._probing.values())
+        is_new = id not in self._tasks or id in self._new_since_s
+        return is_new or any(worker_id in probing for probing in self._probing.values())
 
     def placeable(self) -> dict[Kind, int]:
         """Workers that every router would use; empty while a router has not said so lately."""
@@ -157,12 +162,21 @@ class Monitor:
                     answer = await client.get(f"{url}/health")
                     self._vitals[id].heard()
                     counts, probing = _counts(answer.content)
+                    self._asked_s[id] = asked_at_s
                 if asked_at_s < self._trust_from_s:
                     counts = None
-                if (counts, probing) != (self._doors[id], self._probing.get(id)):
-                    self._doors[id], self._probing[id] = counts, probing
+                changed = (counts, probing) != (self._doors[id], self._probing.get(id))
+                self._doors[id], self._probing[id] = counts, probing
+                if self._settle() or changed:
                     self._on_change()
                 await asyncio.sleep(TICK_S)
+
+    def _settle(self) -> bool:
+        """Note which workers every router has seen by now; whether there are any new ones."""
+        seen_s = min(self._asked_s.get(id, -math.inf) for id in self._doors) - SETTLE_S
+        before = len(self._new_since_s)
+        self._new_since_s = {id: since_s for id, since_s in self._new_since_s.items() if since_s > seen_s}
+        return len(self._new_since_s) < before
 
 
 def _counts(health: bytes) -> tuple[dict[Kind, int], frozenset[str]]:

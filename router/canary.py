@@ -2,6 +2,10 @@
 through every worker that has joined before clients' requests go there (`router.proving`).
 
 `/health` tells what was last proved and how long ago; nothing latches: a proof grows old and expires.
+
+Any request that succeeds proves that the cluster answers. A worker has more to prove: where prompts go to prefill
+workers, that KV moves between it and its peer. An answer that decode computed alone, because the transfer failed or
+came damaged, proves neither.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from router.frontend import HealthView
 from router.requests import Core, Report, TokenRequest
 
 DEADLINE_MS = 30_000
+PROBE_DEADLINE_MS = 10_000  # of a canary through a worker that is yet to prove itself: others wait for their turn
 PROOF_LASTS = 3  # canary intervals
 MAX_PROBES = 4  # under way at once: a fleet of hundreds starts in seconds, and nobody is flooded
 RETRY_S = 0.25  # after a failed canary, and how often the fleet is looked at
@@ -52,6 +57,7 @@ class Canary:
         self._proved_at: float | None = None
         self._proved_for: tuple[int, int] = (0, 0)  # prefill and decode workers that had proved themselves then
         self._probes: set[asyncio.Task[None]] = set()
+        self._regular: asyncio.Task[None] | None = None  # through whoever is chosen; one at a time
         self._last_error = "no canary has been sent yet"
 
     def ended(self, request: TokenRequest, error: DiptychError | None) -> None:
@@ -62,12 +68,12 @@ class Canary:
             self._last_error = error.message
 
     async def run(self, core: Core) -> None:
-        """Send canaries when they are due, for ever."""
+        """Send canaries when they are due, for ever. None waits for another, which may hang."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._probe(core, tasks)
-                if not self._probes and self._due():
-                    await self._send(core)
+                if self._due() and (self._regular is None or self._regular.done()):
+                    self._regular = tasks.create_task(self._prove_cluster(core))
                 self._fleet.changed.clear()
                 try:
                     async with asyncio.timeout(RETRY_S):
@@ -110,20 +116,43 @@ class Canary:
         while len(self._probes) < MAX_PROBES and (through := proving.next(ready, self._clock())):
             task = tasks.create_task(self._prove(core, through))
             self._probes.add(task)
-            task.add_done_callback(self._probes.discard)
+            task.add_done_callback(self._probe_ended)
 
-    async def _prove(self, core: Core, through: tuple[str, ...]) -> None:
-        report = await self._send(core, through)
-        for worker_id in {report.prefill_id, report.decode_id} - {""} if report else ():
-            self._fleet.proving.proved(worker_id)
-        self._proved_for = self._proved()
-        self._fleet.proving.failed(through, self._last_error if report is None else "it went elsewhere", self._clock())
+    def _probe_ended(self, task: asyncio.Task[None]) -> None:
+        self._probes.discard(task)  # before whoever fills its place wakes up
         self._fleet.changed.set()
 
+    async def _prove(self, core: Core, through: tuple[str, ...]) -> None:
+        report = Report()
+        reason = await self._send(core, report, PROBE_DEADLINE_MS, through) or self._unproven(report)
+        if not reason:
+            for worker_id in {report.prefill_id, report.decode_id} - {""}:
+                self._fleet.proving.proved(worker_id)
+            self._proved_for = self._proved()
+        self._fleet.proving.failed(through, reason or "it went elsewhere", self._clock())
+
+    def _unproven(self, report: Report) -> str:
+        """Why a canary that succeeded proves no worker; "": it does."""
+        if not self._uses_prefill or not self._fleet.num_ready(Role.PREFILL):
+            return ""
+        if not report.prefill_id:
+            return "it was answered without prefill: no KV could be moved"
+        if report.decode is None or not report.decode.transfer_bytes:
+            return "its KV did not arrive whole, so decode computed the prompt itself"
+        return ""
+
+    async def _prove_cluster(self, core: Core) -> None:
+        proved = self._proved()
+        if not await self._send(core, Report(), DEADLINE_MS):
+            self._proved_for = proved
+
     def _due(self) -> bool:
+        """Whether a canary should go where any request might. The very first proof is left to the probes."""
         if not self._fleet.num_ready(Role.DECODE):
             return False
-        if self._proved_at is None or self._proved() != self._proved_for:
+        if self._proved_at is None:
+            return not self._probes
+        if self._proved() != self._proved_for:
             return True
         return self._interval_s > 0 and self._clock() - self._proved_at >= self._interval_s
 
@@ -132,22 +161,22 @@ class Canary:
             return False
         return not self._interval_s or self._clock() - self._proved_at < PROOF_LASTS * self._interval_s
 
-    async def _send(self, core: Core, through: tuple[str, ...] = ()) -> Report | None:
-        """What became of it; None: it failed."""
-        proved, report = self._proved(), Report()
+    async def _send(self, core: Core, report: Report, deadline_ms: int, through: tuple[str, ...] = ()) -> str:
+        """Why it failed; "": it has not."""
         request = TokenRequest(
             request_id=f"canary-{uuid4().hex[:12]}",
             prompt=self._prompt,
             sampling=SamplingParams(max_tokens=2, seed=0, temperature=0.0),
             cache_scope=b"canary",
-            deadline_ms=DEADLINE_MS,
+            deadline_ms=deadline_ms,
             canary=True,
             through=through,
         )
         try:
             async for _ in core.generate(request, report):
                 pass
-        except Exception:
-            return None  # `ended` has kept the reason
-        self._proved_for = proved
-        return report
+        except DiptychError as error:
+            return error.message
+        except Exception as error:  # a bug of ours, which the core has counted and traced
+            return type(error).__name__
+        return ""

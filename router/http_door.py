@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import diptych
-from diptych.errors import BadRequest, DiptychError, PayloadTooLarge
+from diptych.errors import BadRequest, DiptychError, PayloadTooLarge, Unauthorized
 from router.choices import Generation
 from router.frontend import Frontend, HealthView
 from router.http_answer import GenerationAnswer
@@ -109,10 +109,15 @@ class HttpDoor:
         text = self._frontend.tokenizer.decode(body.tokens, skip_special=False)
         return _json({"prompt": text}, headers=_warning(ignored))
 
-    async def health(self, _request: Request) -> Response:
+    async def health(self, request: Request) -> Response:
+        """Open to all; where keys are required, what is behind the door is told to those who have one."""
         view = self._health()
         if self._frontend.model.simulated:
             view = replace(view, details={**view.details, "simulated": True})
+        try:
+            self._frontend.keys.tenant_of(request.headers.get("authorization", ""))
+        except Unauthorized:
+            view = _for_strangers(view)
         return _json(view, status=200 if view.healthy else 503)
 
     async def live(self, _request: Request) -> Response:
@@ -180,6 +185,13 @@ class HttpDoor:
             "max_model_len": model.max_context,
             **({"simulated": True} if model.simulated else {}),
         }
+
+
+def _for_strangers(view: HealthView) -> HealthView:
+    """Without reasons, which name addresses and errors: how many there are of what, and who is yet to prove itself."""
+    counts = {name: value for name, value in view.details.items() if isinstance(value, int)}
+    probing = dict.fromkeys(view.details.get("probing", ()), "")
+    return replace(view, reasons=(), details={**counts, "probing": probing})
 
 
 def _json(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

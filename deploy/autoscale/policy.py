@@ -52,6 +52,8 @@ class Autoscaler:
             pools: as they are; one that is missing is not judged.
             bounds: other ones than the settings', for pools that are pinned.
         """
+        if Kind.PREFILL not in pools:
+            self._prompts_per_s = 0.0, 0.0  # nobody says any more what comes
         judges = {Kind.PREFILL: self._judge_prefill, Kind.DECODE: self._judge_decode}
         within = {Kind.PREFILL: self._settings.prefill, Kind.DECODE: self._settings.decode} | dict(bounds or {})
         return Decision({kind: judges[kind](now_s, pools[kind], within[kind]) for kind in judges if kind in pools})

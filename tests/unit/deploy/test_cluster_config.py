@@ -81,6 +81,10 @@ def test_a_gpu_decides_device_and_dtype_unless_the_user_does() -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"decode": {"count": 0}}, "decode.count is 0"),
     ({"prefill": {"count": -1}}, "prefill.count is -1"),
+    ({"decode": {"count": 1_001}}, "decode.count is 1001; .* at most 1000"),
+    ({"router": {"count": 1_001}}, "router.count is 1001; .* at most 1000"),
+    ({"autoscale": {"prefill": {"max": 100_000}}}, "autoscale.prefill.max is 100000; .* at most 1000"),
+    ({"autoscale": {"mode": "on", "decode": {"max": 1_001}}}, "autoscale.decode.max is 1001; .* at most 1000"),
     ({"router": {"count": 0}}, "router.count is 0"),
     ({"router": {"http_port": 70_000}}, "http_port is 70000"),
     ({"options": {"block_size": 0}}, "block_size is 0"),

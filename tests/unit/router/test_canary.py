@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import pytest
+
 from diptych.errors import LegFailed
-from diptych.messages import Role, Update, WorkerRecord, WorkerState, WorkerStats
+from diptych.messages import LegStats, Role, Update, WorkerRecord, WorkerState, WorkerStats
 from diptych.telemetry import make_logger
 from router.bookings import Bookings
-from router.canary import Canary
+from router.canary import DEADLINE_MS, MAX_PROBES, PROBE_DEADLINE_MS, Canary
 from router.fleet import Compatibility, Fleet
 from router.requests import Report, TokenRequest
 from router.worker_link import WorkerLink
@@ -37,20 +40,32 @@ class StillLink(WorkerLink):
 
 
 class Core:
-    """Answers through the first worker of each role that may be used; `broken` ones fail."""
+    """Answers through the first worker of each role that may be used; `broken` ones fail, `hanging` ones do not answer.
+
+    KV does not get to those that are `deaf`: decode answers alone, or, if it came `damaged`, computes the prompt again.
+    """
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self.broken: set[str] = set()
+        self.hanging: set[str] = set()
+        self.deaf: set[str] = set()
+        self.damaged = False
+        self.deadlines_ms: list[int] = []
         self.through: list[tuple[str, ...]] = []
         self.on_end: Callable[[TokenRequest, LegFailed | None], None] = lambda _request, _error: None
 
     async def generate(self, request: TokenRequest, report: Report) -> AsyncGenerator[Update, None]:
         self.through.append(request.through)
+        self.deadlines_ms.append(request.deadline_ms)
         await asyncio.sleep(0)
         views = self.fleet.views(Bookings(), request.through)
         pair = [next((v.worker_id for v in views if v.role is role), "") for role in (Role.PREFILL, Role.DECODE)]
-        report.prefill_id, report.decode_id = pair
+        if self.hanging & set(pair):
+            await asyncio.Event().wait()
+        is_whole = not self.deaf & set(pair)
+        report.prefill_id, report.decode_id = pair if is_whole or self.damaged else ["", pair[1]]
+        report.decode = LegStats(transfer_bytes=4_096 * is_whole) if report.prefill_id else None
         error = LegFailed(f"{pair} failed") if self.broken & set(pair) else None
         self.on_end(request, error)
         if error:
@@ -59,11 +74,18 @@ class Core:
 
 
 @asynccontextmanager
-async def running(*worker_ids: str, uses_prefill: bool = True) -> AsyncIterator[tuple[Fleet, Core, Canary]]:
+async def running(
+    *worker_ids: str,
+    uses_prefill: bool = True,
+    interval_s: float = 0.0,
+    clock: Callable[[], float] | None = None,
+    prepare: Callable[[Core], None] = lambda core: None,
+) -> AsyncIterator[tuple[Fleet, Core, Canary]]:
     fleet = Fleet("router", Compatibility("fp", 16), 3.0, make_logger("test", stream=io.StringIO()))
     core = Core(fleet)
-    loop = asyncio.get_running_loop()
-    canary = Canary(fleet, 16, 0.0, loop.time, uses_prefill, num_open=dict, degraded=list)
+    prepare(core)
+    clock = clock or asyncio.get_running_loop().time
+    canary = Canary(fleet, 16, interval_s, clock, uses_prefill, num_open=dict, degraded=list)
     core.on_end = canary.ended
     for worker_id in worker_ids:
         fleet.adopt(StillLink(worker_id))
@@ -141,3 +163,69 @@ async def test_without_a_decode_worker_nothing_is_sent() -> None:
         await asyncio.sleep(0.05)
         assert core.through == []
         assert not canary.view().ready
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_an_answer_that_decode_computed_alone_proves_nobody(damaged: bool) -> None:
+    def prepare(core: Core) -> None:
+        core.deaf, core.damaged = {"decode-1"}, damaged
+
+    async with running("prefill-1", "decode-1", prepare=prepare) as (fleet, core, canary):
+        await until(lambda: len(core.through) > 2 and all(canary.view().details["probing"].values()))
+        assert proved(canary) == (0, 0)
+        assert "KV" in canary.view().details["probing"]["decode-1"]
+        assert canary.view().healthy  # it does answer
+        assert {view.worker_id for view in fleet.views(Bookings())} == {"prefill-1", "decode-1"}  # nobody is better
+        core.deaf = set()
+        await until(lambda: proved(canary) == (1, 1))
+
+
+async def test_a_decode_worker_that_kv_does_not_get_to_stays_out() -> None:
+    async with running("prefill-1", "decode-1") as (fleet, core, canary):
+        await until(lambda: proved(canary) == (1, 1))
+        core.deaf = {"decode-2"}
+        fleet.adopt(StillLink("decode-2"))
+        fleet.changed.set()
+        await until(lambda: bool(canary.view().details["probing"].get("decode-2")))
+        assert {view.worker_id for view in fleet.views(Bookings())} == {"prefill-1", "decode-1"}
+
+
+async def test_a_worker_that_hangs_leaves_the_others_their_canaries() -> None:
+    """The cluster is idle: only canaries keep it healthy."""
+    now_s = 0.0
+    async with running("prefill-1", "decode-1", interval_s=10.0, clock=lambda: now_s) as (fleet, core, canary):
+        await until(lambda: proved(canary) == (1, 1))
+        core.hanging = {"decode-2"}
+        fleet.adopt(StillLink("decode-2"))
+        fleet.changed.set()
+        await until(lambda: core.through[-1] == ("decode-2",))
+        assert core.deadlines_ms[-1] == PROBE_DEADLINE_MS < DEADLINE_MS
+        for _ in range(5):
+            core.through.clear()
+            now_s += 10.0
+            await until(lambda: bool(core.through))
+            await until(lambda: canary._regular is not None and canary._regular.done())
+            assert core.through[-1] == ()
+            assert canary.view().healthy
+
+
+async def test_a_regular_canary_that_hangs_leaves_newcomers_theirs() -> None:
+    now_s = 0.0
+    async with running("prefill-1", "decode-1", interval_s=10.0, clock=lambda: now_s) as (fleet, core, canary):
+        await until(lambda: proved(canary) == (1, 1))
+        core.hanging, now_s = {"decode-1"}, 10.0
+        await until(lambda: core.through[-1] == ())
+        fleet.adopt(StillLink("decode-2"))
+        fleet.changed.set()
+        await until(lambda: proved(canary) == (1, 2))
+        now_s = 15.0
+        fleet.changed.set()
+        await asyncio.sleep(0)
+        assert core.through.count(()) == 1  # one at a time
+
+
+async def test_a_place_that_a_probe_leaves_is_filled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.canary.RETRY_S", math.inf)
+    workers = [f"decode-{index}" for index in range(3 * MAX_PROBES)]
+    async with running(*workers) as (_, _, canary):
+        await until(lambda: proved(canary) == (0, len(workers)))

@@ -150,6 +150,22 @@ def test_workers_that_cannot_be_started_are_given_up_when_the_load_goes() -> Non
     assert made.counts[Kind.PREFILL] == 1
 
 
+def test_what_came_to_prefill_workers_is_forgotten_with_them() -> None:
+    """Decode computes prompts itself from then on, and nobody knows how many come."""
+
+    def decide(autoscaler: Autoscaler, look: int, *, prefill: bool) -> Verdict:
+        done = WorkerStats(transfers_total=1_000 * look, prompt_tokens_computed_total=100_000 * look)
+        busy = WorkerStats(num_running=10, num_waiting=40, blocks_total=1_000, blocks_free=900, decode_step_ms=20.0)
+        reports = {Kind.DECODE: busy} | ({Kind.PREFILL: done} if prefill else {})
+        views = {kind: PoolView(1, (Report(str(kind), 0.0, stats),)) for kind, stats in reports.items()}
+        return autoscaler.decide(5.0 * look, views).verdicts[Kind.DECODE]
+
+    once, never = Autoscaler(SETTINGS), Autoscaler(SETTINGS)
+    before = [(decide(once, look, prefill=True), decide(never, look, prefill=False)) for look in range(6)]
+    assert before[-1][0].needed < before[-1][1].needed
+    assert decide(once, 6, prefill=False).needed == decide(never, 6, prefill=False).needed
+
+
 def test_starts_are_learnt() -> None:
     autoscaler = Autoscaler(SETTINGS)
     autoscaler.started(Kind.DECODE, 20.0)
