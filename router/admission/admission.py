@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from math import inf
 
 from router.admission.ask import AdmissionLimits, Ask, Decision, Go, Reason, Refuse
 from router.admission.drain import Drain, Streams
+from router.admission.forecast import Forecast
 from router.admission.line import Entry, Line, Load, Stage
 from router.admission.room import Room
 from router.placement import WorkerView
@@ -41,10 +41,9 @@ class Admission:
     def arrive(self, ask: Ask, now_ms: float) -> tuple[Entry, list[Decision]]:
         """A request comes. Nothing decided about it: it waits."""
         self._num_arrived += 1
-        entry = Entry(ask, now_ms, self._num_arrived)
-        room = self._room(now_ms)
-        at_once = not self._line and self._may_go(room)
-        if (refusal := self._hopeless(entry, room, now_ms, at_once=at_once)) is not None:
+        entry, now = Entry(ask, now_ms, self._num_arrived), self._forecast(now_ms)
+        at_once = not self._line and self._may_go(now.room)
+        if (refusal := now.refusal(entry, at_once=at_once)) is not None:
             return entry, [refusal]
         if at_once:
             entry.stage = Stage.GRANTED
@@ -54,21 +53,17 @@ class Admission:
         if len(self._line) >= self._limits.max_queued:
             victim = self._line.to_shed(entry)
             if victim is None:
-                drained_ms = self._wait_ms(self._line.load, room, now_ms)
-                return entry, [Refuse(entry, Reason.QUEUE_FULL, self._expected_ms(entry, room, now_ms), drained_ms)]
-            decisions.append(self._refuse(victim, Reason.SHED, room, now_ms))
-        if not self._line:
-            self._drain.began(room.drain_ms(Load(ask.num_tokens, 1)), now_ms)
-            self._streams.queue_began(now_ms)
-        self._line.add(entry)
-        return entry, decisions + self._let_through(room, now_ms)
+                return entry, [Refuse(entry, Reason.QUEUE_FULL, now.expected_ms(entry), now.drained_ms())]
+            decisions.append(self._refuse(victim, Reason.SHED, now))
+        self._queue(entry, now)
+        return entry, decisions + self._let_through(now)
 
     def wake(self, now_ms: float) -> list[Decision]:
         """Something has changed (a request, a worker's report, the fleet) or the time of `next_due_ms` has come."""
         if not self._line:
             return []
-        room = self._room(now_ms)
-        return self._expire(room, now_ms) + self._let_through(room, now_ms)
+        now = self._forecast(now_ms)
+        return self._expire(now) + self._let_through(now)
 
     def placed(self, entry: Entry, decode_id: str, now_ms: float) -> None:
         """It is booked on its workers; once more for each further attempt."""
@@ -122,7 +117,7 @@ class Admission:
 
     def drained_in_ms(self, now_ms: float) -> float:
         """Until everybody who waits now has been let through, as things are."""
-        return self._wait_ms(self._line.load, self._room(now_ms), now_ms)
+        return self._forecast(now_ms).drained_ms()
 
     def check(self) -> None:
         """Raises AssertionError where the books do not add up."""
@@ -134,30 +129,37 @@ class Admission:
 
     # --- deciding -----------------------------------------------------------------------------------------------------
 
-    def _room(self, now_ms: float) -> Room:
+    def _forecast(self, now_ms: float) -> Forecast:
         limits, end_ms = self._limits, self._streams.end_ms(now_ms)
-        return Room(self._views(), limits.max_worker_queue_ms, limits.remote_prefill, self._prefilling, end_ms)
+        room = Room(self._views(), limits.max_worker_queue_ms, limits.remote_prefill, self._prefilling, end_ms)
+        return Forecast(now_ms, room, self._line, self._drain)
+
+    def _queue(self, entry: Entry, now: Forecast) -> None:
+        if not self._line:
+            self._drain.began(now.room.drain_ms(Load(entry.ask.num_tokens, 1)), now.now_ms)
+            self._streams.queue_began(now.now_ms)
+        self._line.add(entry)
 
     def _may_go(self, room: Room) -> bool:
         return self.num_in_flight < self._limits.max_in_flight and room.takes(self._num_granted)
 
-    def _let_through(self, room: Room, now_ms: float) -> list[Decision]:
+    def _let_through(self, now: Forecast) -> list[Decision]:
         """For as long as there is room."""
         decisions: list[Decision] = []
-        while (go := self._next(room, now_ms)) is not None:
+        while (go := self._next(now.room)) is not None:
             entry = go.entry
-            if self._ttft_excess_ms(entry, 0.0, room, now_ms) > 0:
-                decisions.append(self._refuse(entry, Reason.TTFT_LIMIT, room, now_ms))
+            if now.ttft_excess_ms(entry) > 0:
+                decisions.append(self._refuse(entry, Reason.TTFT_LIMIT, now))
                 continue
-            self._drain.went(room.drain_ms(Load(entry.ask.num_tokens, 1)), now_ms)
-            self._line.serve(entry, room.work_ms(entry.ask.num_tokens))
+            self._drain.went(now.room.drain_ms(Load(entry.ask.num_tokens, 1)), now.now_ms)
+            self._line.serve(entry, now.room.work_ms(entry.ask.num_tokens))
             self._grant()
             decisions.append(go)
         if not self._line:
             self._drain.ended()
         return decisions
 
-    def _next(self, room: Room, now_ms: float) -> Go | None:
+    def _next(self, room: Room) -> Go | None:
         """Who goes now: the first in line; or the shortest prompt, where decode alone can have it sooner.
 
         The others go on waiting for prefill workers, which they do not lose by it, and the shortest prompt disturbs
@@ -177,64 +179,23 @@ class Admission:
         self._num_granted += 1
         self.num_in_flight += 1
 
-    def _expire(self, room: Room, now_ms: float) -> list[Decision]:
+    def _expire(self, now: Forecast) -> list[Decision]:
         expired: list[Decision] = []
-        while (entry := self._line.first_due()) is not None and entry.due_ms <= now_ms:
-            late = Reason.DEADLINE if entry.ask.deadline_ms <= now_ms else Reason.TTFT_LIMIT
-            expired.append(self._refuse(entry, late, room, now_ms, late=True))
+        while (entry := self._line.first_due()) is not None and entry.due_ms <= now.now_ms:
+            reason = Reason.DEADLINE if entry.ask.deadline_ms <= now.now_ms else Reason.TTFT_LIMIT
+            expired.append(self._refuse(entry, reason, now, late=True))
         return expired
 
-    def _hopeless(self, entry: Entry, room: Room, now_ms: float, *, at_once: bool) -> Refuse | None:
-        """A newcomer whose limit cannot be kept. It would be, once the queue had drained by what is missing."""
-        if at_once:
-            late_ms = self._ttft_excess_ms(entry, 0.0, room, now_ms)
-            return Refuse(entry, Reason.TTFT_LIMIT, late_ms + entry.ask.ttft_limit_ms, late_ms) if late_ms > 0 else None
-        turn_ms = self._turn_ms(entry, room, now_ms)
-        for reason, late_ms in (
-            (Reason.TTFT_LIMIT, self._ttft_excess_ms(entry, turn_ms, room, now_ms)),
-            (Reason.DEADLINE, now_ms + turn_ms - entry.ask.deadline_ms),
-        ):
-            if late_ms > 0:
-                return Refuse(entry, reason, self._expected_ms(entry, room, now_ms), late_ms)
-        return None
-
-    def _ttft_excess_ms(self, entry: Entry, turn_ms: float, room: Room, now_ms: float) -> float:
-        """By how much its first token would be late, if its turn came in `turn_ms`; at most 0 if it would not.
-
-        Where a worker is idle nobody is refused, however long a prompt seems to take: only trying shows whether that is
-        still so.
-        """
-        if entry.ask.ttft_limit_ms == inf or (not turn_ms and not room.soonest_ms):
-            return 0.0
-        expected_ms = turn_ms + room.soonest_ms + room.service_ms(entry.ask)
-        return now_ms + expected_ms - entry.arrived_ms - entry.ask.ttft_limit_ms
-
-    def _refuse(self, entry: Entry, reason: Reason, room: Room, now_ms: float, *, late: bool = False) -> Refuse:
-        """One that waits ends here. It would have had its turn when those before it have had theirs."""
-        expected_ms = self._expected_ms(entry, room, now_ms)
+    def _refuse(self, entry: Entry, reason: Reason, now: Forecast, *, late: bool = False) -> Refuse:
+        """One that waits ends here. It may come again when those that wait now have had their turn."""
         self._remove(entry)
-        retry_after_ms = self._wait_ms(self._line.load, room, now_ms)
-        return Refuse(entry, reason, expected_ms, retry_after_ms, late)
+        own_ms = now.room.soonest_ms + now.room.service_ms(entry.ask)
+        return Refuse(entry, reason, own_ms, now.drained_ms(), late)
 
     def _remove(self, entry: Entry) -> None:
         self._line.remove(entry, Stage.OVER)
         if not self._line:
             self._drain.ended()
-
-    def _turn_ms(self, entry: Entry, room: Room, now_ms: float) -> float:
-        """Until those before it have been let through, beyond the work that workers have now."""
-        return self._factor(now_ms) * room.drain_ms(self._line.ahead_of(entry)) if self._line else 0.0
-
-    def _expected_ms(self, entry: Entry, room: Room, now_ms: float) -> float:
-        """From now to its first token."""
-        return self._turn_ms(entry, room, now_ms) + room.soonest_ms + room.service_ms(entry.ask)
-
-    def _wait_ms(self, load: Load, room: Room, now_ms: float) -> float:
-        """Until so much of what waits has been let through."""
-        return room.opens_ms + self._factor(now_ms) * room.drain_ms(load)
-
-    def _factor(self, now_ms: float) -> float:
-        return self._drain.factor(now_ms)
 
     def _forget_decode(self, entry: Entry, now_ms: float) -> None:
         """What it did there so far, if anything, is over."""

@@ -79,7 +79,7 @@ class Refuse:
 
     Attributes:
         late: its limit has passed while it waited; otherwise it cannot be kept any more.
-        expected_ms: from now to its first token, had it been let wait.
+        expected_ms: from now to its first token, had it been let wait; or, if its turn had come, been placed.
         retry_after_ms: when the queue will have drained so far that it would not be refused, if nobody else came.
     """
 
