@@ -56,6 +56,7 @@ def run(
     extra_body: str = "{}",
     header: Sequence[str] = (),
     api_key: Annotated[str, Parameter(env_var="OPENAI_API_KEY", show_default=False)] = "",
+    ca: str = "",
     timeout: float = 600.0,
     ttft_limit_ms: float = 1_000.0,
     tpot_limit_ms: float = 50.0,
@@ -77,7 +78,7 @@ def run(
         The model's name there.
     workload
         What is sent: a generator (independent, prefix-share, shared-system, sessions, agents, documents) with
-        parameters, e.g. sessions:turns=3..6,user=50; a mixture, e.g. 3*sessions+1*documents; or recorded traffic,
+        parameters, e.g. `sessions:turns=3..6,user=50`; a mixture, e.g. `3*sessions+1*documents`; or recorded traffic,
         e.g. mooncake:FILE, azure:FILE, bailian:FILE, burstgpt:FILE, sharegpt:FILE, log:FILE.
     rate
         Requests a second of an open loop: 10 level, 1..20 a ramp over the duration, 5|10|20 equal steps.
@@ -129,6 +130,8 @@ def run(
         "Name: value", of every request.
     api_key
         Sent as bearer token; never written to a file.
+    ca
+        PEM file of the authority that signed an https server's certificate, if it is a private one.
     timeout
         Seconds for one request.
     ttft_limit_ms
@@ -173,7 +176,7 @@ def run(
         )
         out.mkdir(parents=True, exist_ok=True)
         configs = [msgspec.structs.replace(config, seed=seed + number) for number in range(repeats)]
-        results = asyncio.run(_run_all(configs, _headers(header, api_key), out))
+        results = asyncio.run(_run_all(configs, _headers(header, api_key), ca, out))
     except (ValueError, OSError, ShardFailed) as error:
         return _fail(error)
     except KeyboardInterrupt:
@@ -204,12 +207,16 @@ def report(results: Sequence[Path], *, out: Path = Path("report.html"), title: s
     return 0
 
 
-async def _run_all(configs: Sequence[RunConfig], headers: dict[str, str], out: Path) -> list[RunResult]:
+async def _run_all(configs: Sequence[RunConfig], headers: dict[str, str], ca: str, out: Path) -> list[RunResult]:
     results = []
     for config in configs:
         stem = f"{config.name or 'run'}-{config.seed}".replace("/", "_")
         result = await run_once(
-            config, headers=headers, records_path=out / f"{stem}{RECORDS_SUFFIX}", on_progress=_show_progress
+            config,
+            headers=headers,
+            ca_file=ca,
+            records_path=out / f"{stem}{RECORDS_SUFFIX}",
+            on_progress=_show_progress,
         )
         (out / f"{stem}{RESULT_SUFFIX}").write_bytes(msgspec.json.encode(result))
         results.append(result)

@@ -68,6 +68,7 @@ class ShardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     shard: int
     records: str  # file to write, one record a line
     headers: dict[str, str] = {}  # of every request
+    ca_file: str = ""  # PEM, of the authorities that an https server is believed by; empty: the system's
 
 
 class Start(msgspec.Struct, frozen=True):

@@ -14,10 +14,18 @@ CONNECT_TIMEOUT_S = 10.0
 
 
 class Pool:
-    def __init__(self, base_url: str, path: str, headers: dict[str, str]) -> None:
+    def __init__(self, base_url: str, path: str, headers: dict[str, str], ca_file: str = "") -> None:
+        """
+        Args:
+            ca_file: PEM, of the authorities that an https server is believed by; empty: the system's.
+
+        Raises:
+            OSError: it cannot be read (ssl.SSLError is one).
+            ValueError: a header cannot be sent.
+        """
         parts = urlsplit(base_url)
         self._host = parts.hostname or ""
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls = ssl.create_default_context(cafile=ca_file or None) if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
         fixed = [
             ("host", parts.netloc.rpartition("@")[2]),

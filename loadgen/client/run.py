@@ -34,29 +34,31 @@ async def run_once(
     config: RunConfig,
     *,
     headers: dict[str, str] | None = None,
+    ca_file: str = "",
     records_path: Path | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> RunResult:
     """
     Args:
         headers: of every request; kept out of the result, because there are keys among them.
+        ca_file: PEM, of the authorities that an https server is believed by; empty: the system's.
         records_path: where the records go, one JSON line for each request; nowhere when none.
         on_progress: told about once a second.
 
     Raises:
         ValueError: the configuration makes no plan.
-        OSError: a trace cannot be read.
+        OSError: a trace, or `ca_file`, cannot be read.
         ShardFailed: a process of the run failed.
     """
     # What is wrong with a configuration is said here, once, and not by every process.
-    Pool(config.base_url, config.path, headers or {}).close()
+    Pool(config.base_url, config.path, headers or {}, ca_file).close()
     plan = await asyncio.to_thread(make_plan, config)
-    simulated = await asyncio.to_thread(is_simulated, config, headers or {})
+    simulated = await asyncio.to_thread(is_simulated, config, headers or {}, ca_file)
     where, started_at = machine(), datetime.now(UTC).isoformat(timespec="seconds")
     with TemporaryDirectory(prefix="loadgen-") as folder:
         files = [Path(folder) / f"{number}.jsonl" for number in range(config.processes)]
         configs = [
-            ShardConfig(run=config, shard=number, records=str(file), headers=headers or {})
+            ShardConfig(run=config, shard=number, records=str(file), headers=headers or {}, ca_file=ca_file)
             for number, file in enumerate(files)
         ]
         reports = await _run_shards(configs, on_progress)

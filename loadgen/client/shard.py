@@ -44,7 +44,7 @@ async def _run(config: ShardConfig) -> None:
     planned = make_plan(run).shard(config.shard, run.processes)
     bodies = Bodies(planned, BodyBuilder(run))
     bodies.fill()
-    pool = Pool(run.base_url, run.path, config.headers)
+    pool = Pool(run.base_url, run.path, config.headers, config.ca_file)
     # What is here now stays: the collector need not look at it again in the middle of a run.
     gc.collect()
     gc.freeze()

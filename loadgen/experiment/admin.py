@@ -6,6 +6,7 @@ Only the fields that experiments use are read, so that this knows the door and n
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ import httpx
 import msgspec
 
 from loadgen.experiment.shape import Say, Shape, SystemUnavailable
+from loadgen.experiment.trust import hint, trusting
 
 POLL_S = 0.25
 REQUEST_TIMEOUT_S = 75.0  # as long as a controller that is being started again may take
@@ -41,6 +43,7 @@ class Said(msgspec.Struct, frozen=True):
     worker_id: str = ""
     http_address: str = ""
     admin_address: str = ""
+    tls: bool = False  # of a router's doors
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -63,25 +66,38 @@ class Status(msgspec.Struct, frozen=True):
 
     def base_url(self, admin_url: str) -> str:
         """Of the first router. One that listens everywhere is on the host of the admin door."""
-        address = next(
-            (each.record.http_address for each in self.processes if each.kind == "router" and each.record), ""
-        )
-        if not address:
+        said = next((each.record for each in self.processes if each.kind == "router" and each.record), None)
+        if said is None or not said.http_address:
             raise SystemUnavailable("no router of the cluster runs; see diptych status")
-        host, _, port = address.rpartition(":")
+        host, _, port = said.http_address.rpartition(":")
         host = host.strip("[]")
         host = (urlsplit(admin_url).hostname or host) if host in ("0.0.0.0", "::") else host
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "https" if said.tls else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class AdminDoor:
-    """Every method raises `SystemUnavailable` for what cannot be had."""
+    """Every method raises `SystemUnavailable` for what cannot be had.
 
-    def __init__(self, url: str, key: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    Args:
+        trust: in an https door; None: in what the system's authorities signed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        transport: httpx.AsyncBaseTransport | None = None,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
         self.url = url
-        headers = {"Authorization": f"Bearer {key}"}
         self._http = httpx.AsyncClient(
-            base_url=url, headers=headers, timeout=REQUEST_TIMEOUT_S, trust_env=False, transport=transport
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=REQUEST_TIMEOUT_S,
+            trust_env=False,
+            transport=transport,
+            verify=trust or (trusting() if url.startswith("https:") else True),
         )
 
     async def close(self) -> None:
@@ -114,7 +130,7 @@ class AdminDoor:
             content = None if body is None else msgspec.json.encode(body)
             answer = await self._http.request(method, path, content=content)
         except httpx.TransportError as error:
-            raise SystemUnavailable(f"the admin door at {self.url} cannot be reached: {error}") from error
+            raise SystemUnavailable(f"the admin door at {self.url} cannot be reached: {error}{hint(error)}") from error
         if not answer.is_success:
             raise SystemUnavailable(f"the admin door at {self.url} refused {path}: {_reason(answer)}")
         return answer.content

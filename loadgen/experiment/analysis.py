@@ -18,9 +18,8 @@ import numpy as np
 
 from loadgen.experiment.cells import LOADS, Cell, colocated
 from loadgen.experiment.results import CellRun
-from loadgen.report.figures import Series
+from loadgen.report.figures import BALANCES, Series
 from loadgen.report.intervals import Interval, t_interval
-from loadgen.report.phases import jain
 
 Verdict = Literal["pays", "loses", "same", "unclear", "neither"]
 SAME = 0.05  # of the larger goodput: a difference surely below this is none
@@ -53,6 +52,11 @@ class Measured:
         return Series(self.label, [run.result for run in self.runs])
 
     @property
+    def simulated(self) -> bool | None:
+        """Whether any run is; None: not known."""
+        return self.series.simulated
+
+    @property
     def goodput(self) -> dict[int, float]:
         """Requests a second within the limits, by seed."""
         rate = self.cell.requests_per_s
@@ -71,12 +75,8 @@ class Measured:
 
     def balance(self, phase: Literal["prompt", "output"]) -> float | None:
         """Jain's index over all workers of the role, those that got nothing included."""
-        found = [each for run in self.runs if (each := run.result.summary.phases) is not None]
-        if not found:
-            return None
-        size = self.cell.decode if phase == "output" or not self.cell.prefill else self.cell.prefill
-        loads = [[*(each.output_tokens if phase == "output" else each.prompt_tokens).values()] for each in found]
-        return float(np.mean([jain(values + [0] * (size - len(values))) for values in loads]))
+        found = self.series.estimate(BALANCES[phase])
+        return None if found is None else found.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +109,29 @@ def measured(runs: Iterable[CellRun]) -> list[Measured]:
         groups.setdefault(run.cell, []).append(run)
     varying = varying_axes(groups)
     return [
-        Measured(cell, label_of(cell, varying), [run for run in mine if run.result.valid] or mine)
+        Measured(cell, label_of(cell, varying), [_of_workers(run) for run in _valid(mine) or mine])
         for cell, mine in groups.items()
     ]
+
+
+def simulated(cells: Iterable[Measured]) -> bool | None:
+    """Whether any of it is; None: of none it is known that it is, and of some not that it is not."""
+    found = {each.simulated for each in cells}
+    return True if True in found else None if None in found else False
+
+
+def _valid(runs: Iterable[CellRun]) -> list[CellRun]:
+    return [run for run in runs if run.result.valid]
+
+
+def _of_workers(run: CellRun) -> CellRun:
+    """With the number of workers in it: a server reports of those only that did something."""
+    found = run.result.summary.phases
+    if found is None:
+        return run
+    size = {"num_prompt_workers": run.cell.prefill or run.cell.decode, "num_output_workers": run.cell.decode}
+    summary = msgspec.structs.replace(run.result.summary, phases=msgspec.structs.replace(found, **size))
+    return msgspec.structs.replace(run, result=msgspec.structs.replace(run.result, summary=summary))
 
 
 def varying_axes(cells: Iterable[Cell]) -> list[str]:

@@ -9,7 +9,8 @@ changes of shape and puts each shape as often early as late.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, product
+from hashlib import blake2b
+from itertools import product
 from random import Random
 from typing import Literal, TypeVar
 
@@ -73,13 +74,15 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """Of file names: says all that the cell is."""
+        """Of file names: says all that the cell is, by a hash where a file name cannot."""
         parts = [f"{self.prefill}P{self.decode}D", self.policy, self.remote_prefill, f"chunk{self.max_batch_tokens}"]
         short = {"input_tokens": "in", "output_tokens": "out", "prefix_share": "share"}
         for name in (*short, *LOADS):
             if (value := getattr(self, name)) is not None:
                 parts.append(f"{short.get(name, name)}{value}")
-        return "".join(char if char.isalnum() or char in ".-" else "_" for char in "-".join(parts))
+        whole = "-".join(parts)
+        name = "".join(char if char.isalnum() or char in ".-_" else "_" for char in whole)
+        return name if name == whole else f"{name}-{blake2b(whole.encode(), digest_size=4).hexdigest()}"
 
 
 def colocated(cell: Cell) -> Cell:
@@ -124,8 +127,9 @@ def _shuffled(cells: Sequence[Cell], rng: Random, first: Shape | None) -> Iterat
     for cell in cells:
         starts.setdefault(_start(cell.shape), []).append(cell)
     for key in _first(rng.sample(list(starts), len(starts)), _start(first) if first else None):
-        mine = sorted(starts[key], key=lambda cell: str(cell.shape))
-        shapes = {shape: list(group) for shape, group in groupby(mine, key=lambda cell: cell.shape)}
+        shapes: dict[Shape, list[Cell]] = {}
+        for cell in sorted(starts[key], key=lambda cell: str(cell.shape)):
+            shapes.setdefault(cell.shape, []).append(cell)
         for shape in _first(rng.sample(list(shapes), len(shapes)), first):
             yield from rng.sample(shapes[shape], len(shapes[shape]))
 

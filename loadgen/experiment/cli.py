@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,16 +15,17 @@ from cyclopts import Parameter
 
 from loadgen.client.run import ShardFailed
 from loadgen.experiment.analysis import measured
+from loadgen.experiment.configs import check_windows
 from loadgen.experiment.export import csv_text, json_bytes, summary_text
 from loadgen.experiment.page import experiment_page
-from loadgen.experiment.process import find_door, running_folder
 from loadgen.experiment.results import ResultFolder, open_folder, write_whole
 from loadgen.experiment.run import Backend, Interrupted, Runner
 from loadgen.experiment.served import Served
 from loadgen.experiment.simulated import Simulation
 from loadgen.experiment.spec import Backend as BackendName
 from loadgen.experiment.spec import Experiment, SpecError, read_experiment
-from loadgen.experiment.system import RunningCluster, StartedCluster, SystemUnavailable
+from loadgen.experiment.system import StartedCluster, SystemUnavailable, running_cluster
+from loadgen.experiment.told import cancel_when_told
 
 INVALID = 3  # exit status: measured, but some runs say nothing about the system
 STOPPED = 130  # as a shell has it for Ctrl-C
@@ -42,6 +42,7 @@ def run_experiment(
     admin: str = "",
     admin_key: Annotated[str, Parameter(env_var="DIPTYCH_ADMIN_KEY", show_default=False)] = "",
     api_key: Annotated[str, Parameter(env_var="OPENAI_API_KEY", show_default=False)] = "",
+    ca: str = "",
     report_only: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Run an experiment from its file: every cell of its sweep, with every seed.
@@ -64,6 +65,8 @@ def run_experiment(
         The door's key; better given in DIPTYCH_ADMIN_KEY than here.
     api_key
         Sent to the HTTP door as bearer token; never written to a file.
+    ca
+        PEM file of the authority that signed the certificates of https doors, if it is a private one.
     report_only
         Measure nothing, and write the report of what is there.
     """
@@ -74,8 +77,9 @@ def run_experiment(
         folder = open_folder(out or Path("loadgen-runs") / f"{experiment.stem}{suffix}", made)
         try:
             if not report_only:
+                check_windows(made)
                 headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-                backend_made = _backend(made, folder, (admin, admin_key), headers, say)
+                backend_made = _backend(made, folder, (admin, admin_key), headers, ca, say)
                 asyncio.run(_until_told(Runner(folder, backend_made, say)))
         finally:
             write_report(folder)
@@ -103,7 +107,7 @@ def write_report(folder: ResultFolder) -> None:
 
 
 def _backend(
-    made: Experiment, folder: ResultFolder, admin: tuple[str, str], headers: dict[str, str], say: Say
+    made: Experiment, folder: ResultFolder, admin: tuple[str, str], headers: dict[str, str], ca: str, say: Say
 ) -> Backend:
     if made.backend == "sim":
         return Simulation(made.sim)
@@ -117,20 +121,13 @@ def _backend(
             made.cluster.ray_address,
             alone=next((each for each in wanted if each != "always"), "auto"),
         )
-        return Served(started, lambda: started.door, headers)
-    url, key = admin
-    if not url:
-        found = find_door(running_folder(os.environ))
-        url, key = found.admin_url, found.admin_key
-    running = RunningCluster(url, key, say)
-    return Served(running, lambda: running.door, headers)
+        return Served(started, lambda: started.door, headers, ca_file=ca)
+    running = running_cluster(*admin, ca, os.environ, say)
+    return Served(running, lambda: running.door, headers, ca_file=ca)
 
 
 async def _until_told(runner: Runner) -> None:
-    """SIGTERM stops it as Ctrl-C does."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    cancel_when_told()
     await runner.run()
 
 

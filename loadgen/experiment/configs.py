@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
-from loadgen.arrivals import Arrivals, ClosedLoop, OpenLoop, Piece, TraceTimes
+from loadgen.arrivals import Arrivals, ClosedLoop, OpenLoop, Piece, TraceTimes, open_loop_times_ms
 from loadgen.client.config import RunConfig
+from loadgen.client.plan import window_ms
 from loadgen.experiment.cells import Cell
-from loadgen.experiment.spec import PLACEHOLDERS, Experiment
+from loadgen.experiment.spec import PLACEHOLDERS, Experiment, SpecError
 from loadgen.experiment.tables import ArrivalsSpec
 
 UNKNOWN_S = 30.0  # for a forecast, of a run that nothing says the length of
@@ -59,6 +61,38 @@ def arrivals_of(cell: Cell, spec: ArrivalsSpec) -> Arrivals:
     rate = cell.requests_per_s
     assert rate is not None  # the spec has one of the loads
     return OpenLoop((Piece(None if spec.min_requests else spec.duration_s, rate, rate),), spec.spacing, spec.burstiness)
+
+
+def check_windows(experiment: Experiment) -> None:
+    """Every run of it sends something that is measured, as far as that is known beforehand: of an open loop all, of a
+    closed loop and a trace's own times where a duration ends them.
+
+    Raises:
+        SpecError: one does not, and what to change.
+    """
+    for cell in experiment.sweep.made():
+        for seed in experiment.seeds:
+            config = run_config(experiment, cell, seed, 0, ("http://nowhere", ""))
+            try:
+                window_ms(config, _last_ms(config))
+            except ValueError as error:
+                longer = "make warmup_s and tail_s shorter, or the run longer"
+                raise SpecError(f"arrivals: {cell.key} with seed {seed}: {error}; {longer}") from None
+
+
+def _last_ms(config: RunConfig) -> float:
+    """When a run ends sending, at the latest.
+
+    Raises:
+        ValueError: it sends nothing.
+    """
+    end_ms = math.inf if config.duration_s is None else config.duration_s * 1e3
+    if not isinstance(config.arrivals, OpenLoop):
+        return end_ms
+    times = open_loop_times_ms(config.arrivals, config.seed, config.num_requests)
+    if not len(times) or times[0] >= end_ms:
+        raise ValueError("no request is sent in this time")
+    return end_ms if config.num_requests is None else min(end_ms, float(times[-1]))
 
 
 def settle_config(config: RunConfig, num_workers: int, each: int) -> RunConfig:

@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 
-from loadgen.experiment.analysis import Capacity, Comparison, Measured, capacities, comparisons
+from loadgen.experiment.analysis import Capacity, Comparison, Measured, capacities, comparisons, simulated
 from loadgen.experiment.cells import LOADS, Cell
 from loadgen.experiment.maps import region
 from loadgen.experiment.results import State
 from loadgen.report import figures
-from loadgen.report.export import figure_cells, figures_of
+from loadgen.report.export import figure_cells, figures_of, word
 from loadgen.report.figures import ALL, bare
+from loadgen.report.result import UNKNOWN_IF_SIMULATED
 
 AXES = tuple(name for name in Cell.__struct_fields__ if name not in LOADS)
 SHOWN = (
@@ -33,12 +34,15 @@ def csv_text(cells: Sequence[Measured]) -> str:
     """A row for each run: its cell, then every figure. Latencies in milliseconds, shares from 0 to 1."""
     made = io.StringIO()
     writer = csv.writer(made, lineterminator="\n")
-    writer.writerow([*AXES, *LOADS, "seed", "started_at", "valid", "attempts", *(figure.key for figure in ALL)])
+    writer.writerow(
+        [*AXES, *LOADS, "seed", "started_at", "valid", "simulated", "attempts", *(figure.key for figure in ALL)]
+    )
     for each in cells:
         for run in each.runs:
             values = [getattr(each.cell, name) for name in (*AXES, *LOADS)]
             head = ["" if value is None else value for value in values]
-            told = [run.seed, run.result.started_at, str(run.result.valid).lower(), run.attempts]
+            result = run.result
+            told = [run.seed, result.started_at, word(result.valid), word(result.simulated), run.attempts]
             writer.writerow([*head, *told, *figure_cells(run.result)])
     return made.getvalue()
 
@@ -49,6 +53,7 @@ def json_bytes(state: State, cells: Sequence[Measured]) -> bytes:
     content = {
         "schema": state.schema,
         "experiment": state.experiment,
+        "simulated": simulated(cells),
         "machine": cells[0].runs[0].result.machine if cells else None,
         "cells": [_cell(each) for each in cells],
         "capacities": [_capacity(each) for each in found],
@@ -65,8 +70,8 @@ def summary_text(state: State, cells: Sequence[Measured]) -> str:
 def _lines(state: State, cells: Sequence[Measured]) -> Iterator[str]:
     made = state.experiment
     width = max([len(each.label) for each in cells], default=4) + 2
-    simulated = "  (simulated)" if made.backend == "sim" else ""
-    yield f"{made.name}{simulated}: TTFT ≤ {made.slo.ttft_ms:g} ms, TPOT ≤ {made.slo.tpot_ms:g} ms; means over seeds"
+    label = {True: "  (simulated)", None: f"  ({UNKNOWN_IF_SIMULATED})", False: ""}[simulated(cells)]
+    yield f"{made.name}{label}: TTFT ≤ {made.slo.ttft_ms:g} ms, TPOT ≤ {made.slo.tpot_ms:g} ms; means over seeds"
     yield f"  {'':<{width}}" + "".join(f"{title:>11}" for title, _ in SHOWN) + "  runs"
     for each in cells:
         estimates = [(each.series.estimate(figure), figure.unit) for _, figure in SHOWN]
@@ -89,6 +94,7 @@ def _cell(measured: Measured) -> dict[str, Any]:
         "cell": measured.cell,
         "label": measured.label,
         "valid": measured.series.valid,
+        "simulated": measured.simulated,
         "runs": len(measured.runs),
         "figures": figures_of(measured.series),
         "balance": {"prompt": measured.balance("prompt"), "output": measured.balance("output")},

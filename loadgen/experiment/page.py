@@ -8,13 +8,15 @@ from html import escape
 
 import msgspec
 
-from loadgen.experiment.analysis import Measured, capacities, comparisons
+from loadgen.experiment.analysis import Measured, capacities, comparisons, simulated
 from loadgen.experiment.maps import comparison_table, pd_maps
 from loadgen.experiment.results import State
 from loadgen.experiment.sections import capacity_table, cost_table, distribution_charts, use_charts
 from loadgen.report.chart_sections import charts_of_rates
 from loadgen.report.page import page_of
 from loadgen.report.sections import comparison, definitions, failures_and_classes, verdict
+
+WHERE = {"cluster": "on a cluster of its own", "running": "on a running cluster", "sim": "in virtual time"}
 
 
 def experiment_page(state: State, cells: Sequence[Measured], num_planned: int) -> str:
@@ -43,13 +45,14 @@ def experiment_page(state: State, cells: Sequence[Measured], num_planned: int) -
         ("What was run", _configuration(state, cells)),
         ("How to read this", definitions(series)),
     ]
-    return page_of(made.name, _subtitle(state, cells, num_planned), sections)
+    title = f"{made.name} (simulated)" if simulated(cells) else made.name
+    return page_of(title, _subtitle(state, cells, num_planned), sections)
 
 
 def _subtitle(state: State, cells: Sequence[Measured], num_planned: int) -> str:
     made, num_runs = state.experiment, sum(len(each.runs) for each in cells)
     started = datetime.fromtimestamp(state.started_at_s, UTC).isoformat(timespec="minutes")
-    where = {"cluster": "on a cluster of its own", "running": "on a running cluster", "sim": "SIMULATED"}[made.backend]
+    where = WHERE[made.backend] + (", SIMULATED" if simulated(cells) else "")
     whole = f"{num_runs} runs" if num_runs >= num_planned else f"{num_runs} of {num_planned} runs, not finished"
     limits = f"TTFT ≤ {made.slo.ttft_ms:g} ms and TPOT ≤ {made.slo.tpot_ms:g} ms"
     about = f"<p>{escape(made.about)}</p>" if made.about else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import sys
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import msgspec
 import psutil
 
 from loadgen.experiment.shape import SystemUnavailable
+from loadgen.experiment.trust import pinned
 
 READY = "Ctrl-C stops everything"  # said when the cluster has answered its first question
 POLL_S = 0.1
@@ -31,6 +33,15 @@ class Door(msgspec.Struct, frozen=True):
     admin_url: str
     admin_key: str
     pid: int
+    admin_cert: str = ""  # file of the door's certificate; empty: it speaks plain HTTP
+
+    @property
+    def trust(self) -> ssl.SSLContext | None:
+        """
+        Raises:
+            OSError: the certificate cannot be read.
+        """
+        return pinned(self.admin_cert) if self.admin_cert else None
 
 
 class UpProcess:

@@ -17,7 +17,7 @@ from loadgen.experiment.cells import Cell, in_order
 from loadgen.experiment.configs import planned_s, run_config, settle_config
 from loadgen.experiment.eta import Forecast, in_words
 from loadgen.experiment.results import CellRun, ResultFolder
-from loadgen.experiment.shape import Say, Shape
+from loadgen.experiment.shape import Say, Shape, SystemUnavailable, misfit
 from loadgen.experiment.use import Use
 from loadgen.report.result import STOPPED, RunResult
 
@@ -69,7 +69,7 @@ class Runner:
     async def run(self) -> None:
         """
         Raises:
-            SystemUnavailable: the system cannot be brought into a shape.
+            SystemUnavailable: the system cannot be brought into a shape, or is found not to have been in it.
             ShardFailed: a process of the generator ended early.
             Interrupted: it was cancelled in the middle of a run.
         """
@@ -112,6 +112,9 @@ class Runner:
             result, use = await self._backend.measure(config, cell.shape, path)
             if STOPPED in result.invalid_because:
                 raise Interrupted
+            phases = result.summary.phases
+            if why := misfit(cell.shape, phases.remote_share if phases else None):
+                raise SystemUnavailable(f"{cell.key}, seed {seed}: {why}")
             if result.valid:
                 break
             self._say(f"invalid: {'; '.join(result.invalid_because)}{'' if attempt else '; once more'}")

@@ -12,6 +12,7 @@ from loadgen.client.config import Progress, RunConfig
 from loadgen.client.run import run_once
 from loadgen.experiment.admin import AdminDoor
 from loadgen.experiment.shape import Shape, System, SystemUnavailable
+from loadgen.experiment.trust import hint, trusting
 from loadgen.experiment.use import Sampler, Use
 from loadgen.report.result import RunResult
 
@@ -33,6 +34,7 @@ class Served:
     Args:
         door: of the system's cluster at this moment; None: how busy it was stays unknown.
         headers: of every request, e.g. an API key.
+        ca_file: PEM, of the authorities that an https door is believed by; empty: the system's.
     """
 
     def __init__(
@@ -41,24 +43,32 @@ class Served:
         door: Callable[[], AdminDoor | None],
         headers: dict[str, str],
         on_progress: Callable[[Progress], None] = lambda _: None,
+        ca_file: str = "",
     ) -> None:
         self._system = system
         self._door = door
         self._headers = headers
         self._on_progress = on_progress
+        self._ca_file = ca_file
 
     async def shape(self, shape: Shape) -> tuple[str, str]:
         base_url = await self._system.shape(shape)
         return base_url, await self._model(base_url)
 
     async def settle(self, config: RunConfig) -> None:
-        result = await run_once(config, headers=self._headers)
+        result = await run_once(config, headers=self._headers, ca_file=self._ca_file)
         if not result.summary.succeeded:
             raise SystemUnavailable(f"no request came to an end at {config.base_url}: {result.summary.failures}")
 
     async def measure(self, config: RunConfig, shape: Shape, records_path: Path) -> tuple[RunResult, Use | None]:
         door = self._door()
-        run = run_once(config, headers=self._headers, records_path=records_path, on_progress=self._on_progress)
+        run = run_once(
+            config,
+            headers=self._headers,
+            ca_file=self._ca_file,
+            records_path=records_path,
+            on_progress=self._on_progress,
+        )
         if door is None:
             return await run, None
         sampler = Sampler(door)
@@ -71,9 +81,14 @@ class Served:
 
     async def _model(self, base_url: str) -> str:
         """The name clients use: the only model, or the first one, that the server lists."""
+        trust = trusting(self._ca_file) if base_url.startswith("https:") else True
         try:
-            async with httpx.AsyncClient(headers=self._headers, timeout=TIMEOUT_S, trust_env=False) as http:
+            async with httpx.AsyncClient(
+                headers=self._headers, timeout=TIMEOUT_S, trust_env=False, verify=trust
+            ) as http:
                 answer = (await http.get(f"{base_url}/v1/models")).raise_for_status()
             return msgspec.json.decode(answer.content, type=Models).data[0].id
         except (httpx.HTTPError, msgspec.DecodeError, IndexError) as error:
-            raise SystemUnavailable(f"{base_url}/v1/models does not say which model is served: {error}") from error
+            raise SystemUnavailable(
+                f"{base_url}/v1/models does not say which model is served: {error}{hint(error)}"
+            ) from error

@@ -69,6 +69,7 @@ class Simulation:
         records = sorted((_record(each, plan) for each in cluster.records), key=lambda each: each.intended_ms)
         shard = ShardReport(cpu_share=0.0, loop_lag_ms=[], connections=0)
         result = make_result(config, plan, records, [shard], started_at, where)
+        result = msgspec.structs.replace(result, simulated=True)
         write_records(records_path, records)
         return _with_gaps(result, cluster), _use(cluster)
 

@@ -9,17 +9,19 @@ Both speak HTTP to the cluster's doors; starting is one `diptych up`, which has 
 from __future__ import annotations
 
 import secrets
+import ssl
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loadgen.experiment.admin import AdminDoor, Status
-from loadgen.experiment.process import UpProcess
+from loadgen.experiment.process import UpProcess, find_door, running_folder
 from loadgen.experiment.shape import Say, Shape, System, SystemUnavailable
 from loadgen.experiment.toml import to_toml
+from loadgen.experiment.trust import trusting
 
-__all__ = ["RunningCluster", "Shape", "StartedCluster", "System", "SystemUnavailable"]
+__all__ = ["RunningCluster", "Shape", "StartedCluster", "System", "SystemUnavailable", "running_cluster"]
 
 START_TIMEOUT_S = 300.0
 
@@ -29,10 +31,14 @@ def _silent(_text: str) -> None:
 
 
 class RunningCluster:
-    """A cluster that somebody else started: it can be scaled, and nothing else."""
+    """A cluster that somebody else started: it can be scaled, and nothing else.
 
-    def __init__(self, admin_url: str, admin_key: str, say: Say = _silent) -> None:
-        self.door = AdminDoor(admin_url, admin_key)
+    Args:
+        trust: in an https admin door; None: in what the system's authorities signed.
+    """
+
+    def __init__(self, admin_url: str, admin_key: str, say: Say = _silent, trust: ssl.SSLContext | None = None) -> None:
+        self.door = AdminDoor(admin_url, admin_key, trust=trust)
         self._say = say
         self._known: Shape | None = None  # what it must be like, by the shapes so far
 
@@ -57,6 +63,22 @@ class RunningCluster:
         await self.door.close()
 
     aclose = close  # for contextlib.aclosing
+
+
+def running_cluster(url: str, key: str, ca_file: str, environment: Mapping[str, str], say: Say) -> RunningCluster:
+    """
+    Args:
+        url, key: of its admin door; an empty URL: of the one cluster that this user runs.
+        ca_file: of a private authority that signed the certificate of `url`.
+
+    Raises:
+        SystemUnavailable: this user runs none, or more than one.
+        OSError: a certificate cannot be read.
+    """
+    if url:
+        return RunningCluster(url, key, say, trusting(ca_file) if ca_file else None)
+    found = find_door(running_folder(environment))
+    return RunningCluster(found.admin_url, found.admin_key, say, found.trust)
 
 
 class StartedCluster:
@@ -128,7 +150,7 @@ class StartedCluster:
         except BaseException:
             await self.close()
             raise
-        self.door, self._started = AdminDoor(found.admin_url, found.admin_key), shape
+        self.door, self._started = AdminDoor(found.admin_url, found.admin_key, trust=found.trust), shape
 
 
 def describe(described: Mapping[str, Any], shape: Shape, name: str) -> dict[str, Any]:

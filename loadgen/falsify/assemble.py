@@ -12,18 +12,16 @@ import msgspec
 
 from diptych.engine.sim.timing import FittedTiming, FixedTiming
 from diptych.engine.sim.timing_spec import deployment_of, parse_timing
-from loadgen.experiment.process import find_door, running_folder
 from loadgen.experiment.run import Backend
 from loadgen.experiment.served import Served
 from loadgen.experiment.shape import Say
-from loadgen.experiment.simulated import Simulation
-from loadgen.experiment.system import RunningCluster, StartedCluster
+from loadgen.experiment.system import StartedCluster, running_cluster
 from loadgen.experiment.tables import ClusterSpec, SimSpec
 from loadgen.falsify.design import Traffic
 from loadgen.falsify.trial import digest_of
 from loadgen.planner.engines import largest_block
 from loadgen.planner.options import EngineOptions
-from loadgen.planner.traffic import default_jitter_ms, read_workload
+from loadgen.planner.traffic import default_jitter_ms, is_generator, read_workload
 from loadgen.workloads.workload import Workload
 
 
@@ -54,7 +52,7 @@ def read_traffic(
         ValueError: the trace is not of its format, has no times and there is no rate, or a number is out of range.
         OSError: the file cannot be read.
     """
-    _, workload = read_workload(trace, None if Path(trace).exists() or Path(trace).suffix else num_requests)
+    _, workload = read_workload(trace, num_requests if is_generator(trace) else None)
     if rate < 0 or speedup <= 0 or (rate and speedup != 1.0):
         raise ValueError("give a rate or a speed-up of recorded times, not both, and above 0")
     if not workload.timed and not rate:
@@ -84,40 +82,49 @@ def read_traffic(
 
 def read_cluster(file: Path | None, model: str, cores_per_worker: int) -> ClusterSpec:
     """
+    Args:
+        model, cores_per_worker: in place of the file's; empty and 0: the file's, or the defaults.
+
     Raises:
         ValueError: the file is no such description.
         OSError: it cannot be read.
     """
-    base: dict[str, Any] = {"model": model, "cores_per_worker": cores_per_worker}
+    said: dict[str, Any] = {"model": model, "cores_per_worker": cores_per_worker}
+    said = {name: value for name, value in said.items() if value}
     if file is None:
-        return ClusterSpec(**base)
+        return ClusterSpec(**said)
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
-        return msgspec.convert({**base, **data.get("cluster", {})}, ClusterSpec)
+        if not isinstance(data.get("cluster"), dict):
+            raise ValueError(f"{file.name} has no table [cluster]; the fields are those of ClusterSpec")
+        return msgspec.convert({**data["cluster"], **said}, ClusterSpec)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ValueError(f"{file.name}: {error}") from None
 
 
-def started(spec: ClusterSpec, folder: Path, api_key: str, say: Say) -> Backend:
+def options_of(spec: ClusterSpec) -> dict[str, Any]:
+    """What decides of a cluster that is started, as plain data; without where its Redis is, and the key to it."""
+    return {name: value for name, value in msgspec.to_builtins(spec).items() if name != "redis_url"}
+
+
+def started(spec: ClusterSpec, folder: Path, api_key: str, ca_file: str, say: Say) -> Backend:
     system = StartedCluster(spec.described(), folder / "cluster", os.environ, say, spec.ray_address)
-    return Served(system, lambda: system.door, _headers(api_key))
+    return Served(system, lambda: system.door, _headers(api_key), ca_file=ca_file)
 
 
-def running(which: Running, api_key: str, say: Say) -> Backend:
+def running(which: Running, api_key: str, ca_file: str, say: Say) -> Backend:
     """
     Raises:
         SystemUnavailable: this user runs none, or more than one.
+        OSError: a certificate cannot be read.
     """
-    url, key = which.admin_url, which.admin_key
-    if not url:
-        found = find_door(running_folder(os.environ))
-        url, key = found.admin_url, found.admin_key
-    system = RunningCluster(url, key, say)
-    return Served(system, lambda: system.door, _headers(api_key))
+    system = running_cluster(which.admin_url, which.admin_key, ca_file, os.environ, say)
+    return Served(system, lambda: system.door, _headers(api_key), ca_file=ca_file)
 
 
-def simulated(engine: EngineOptions, workload: Workload) -> Backend:
-    """
+def simulated(engine: EngineOptions, workload: Workload) -> SimSpec:
+    """What is played: with a measured timing's numbers, not its file's name.
+
     Raises:
         ValueError: the timing is not known, or the blocks do not fit the trace's.
     """
@@ -128,7 +135,7 @@ def simulated(engine: EngineOptions, workload: Workload) -> Backend:
     if known is None and not (engine.kv_tokens and engine.kv_bytes_per_token):
         raise ValueError(f"timing {engine.timing!r} says nothing of KV: give --kv-tokens and --kv-bytes-per-token")
     per_token = engine.kv_bytes_per_token or (known.kv_bytes_per_token if known else 0)
-    spec = SimSpec(
+    return SimSpec(
         **of_tables,
         fitted={} if known else closed_forms(timing),
         kv_bytes_per_token=per_token,
@@ -138,7 +145,6 @@ def simulated(engine: EngineOptions, workload: Workload) -> Backend:
         wire_bytes_per_s=engine.wire_gb_per_s * 1e9,
         hop_ms=engine.hop_ms,
     )
-    return Simulation(spec)
 
 
 def closed_forms(timing: object) -> dict[str, float]:

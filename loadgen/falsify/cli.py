@@ -14,16 +14,19 @@ from cyclopts import Parameter
 from loadgen.client.run import ShardFailed
 from loadgen.experiment.run import Backend
 from loadgen.experiment.shape import Say, SystemUnavailable
+from loadgen.experiment.simulated import Simulation
+from loadgen.experiment.tables import ClusterSpec, SimSpec
+from loadgen.experiment.told import cancel_when_told
 from loadgen.falsify import assemble
-from loadgen.falsify.design import Design, make_design, write_design
+from loadgen.falsify.design import Client, Design, make_design, write_design
 from loadgen.falsify.questions import Question
 from loadgen.falsify.report import as_data, design_text, page, verdict_text
-from loadgen.falsify.trial import Client, Stopped, Trial
+from loadgen.falsify.trial import Stopped, Trial
 from loadgen.falsify.verdict import EXIT_STATUS, Verdict, judge
 from loadgen.planner.options import DEFAULT_ENGINE, EngineOptions, parse_slo
 
+RUNS = "block-*.run.json"
 FAILED = 1  # nothing was measured to the end; 2 is the command line's own
-DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
 def falsify(
@@ -45,13 +48,14 @@ def falsify(
     max_output: int = 0,
     max_batch_tokens: int = 512,
     seed: int = 0,
-    model: str = DEFAULT_MODEL,
-    cores_per_worker: int = 1,
+    model: str = "",
+    cores_per_worker: int = 0,
     cluster: Path | None = None,
     running: Annotated[bool, Parameter(negative=())] = False,
     admin: str = "",
     admin_key: Annotated[str, Parameter(env_var="DIPTYCH_ADMIN_KEY", show_default=False)] = "",
     api_key: Annotated[str, Parameter(env_var="OPENAI_API_KEY", show_default=False)] = "",
+    ca: str = "",
     vocabulary_size: int = 32_000,
     timeout: float = 600.0,
     processes: int = 1,
@@ -100,7 +104,7 @@ def falsify(
     seed
         Of order and arrivals.
     model, cores_per_worker
-        Of a cluster that is started for this.
+        Of a cluster that is started for this, in place of CLUSTER's. Without either: smollm2-135m-instruct, 1 core.
     cluster
         TOML with more about it: the table [cluster] of an experiment (loadgen/experiment/tables.py).
     running
@@ -109,6 +113,8 @@ def falsify(
         Its admin door, if it is another's.
     api_key
         Sent to the HTTP door as bearer token; never written to a file.
+    ca
+        PEM file of the authority that signed the certificates of https doors, if it is a private one.
     vocabulary_size
         Token ids are from 256 up to this.
     timeout
@@ -126,7 +132,7 @@ def falsify(
     """
     say = _say_since(time.monotonic())
     try:
-        wanted, cluster_spec = parse_slo(slo), assemble.read_cluster(cluster, model, cores_per_worker)
+        wanted, spec = parse_slo(slo), assemble.read_cluster(cluster, model, cores_per_worker)
         is_running = running or bool(admin)
         if is_running and question != "disaggregation":
             raise ValueError("a running cluster cannot change its policy; leave --running and --admin out")
@@ -139,6 +145,7 @@ def falsify(
             limits=(max_input or None, max_output or None),
             warmup_share=warmup,
         )
+        played = assemble.simulated(engine, workload) if simulate else None
         design = make_design(
             question,
             traffic,
@@ -150,20 +157,22 @@ def falsify(
             limits=(wanted.ttft_ms, wanted.tpot_ms),
             minimal_effect=minimal_effect,
             seed=seed,
-            system=_system(simulate, is_running, engine, cluster_spec.model, cluster_spec.cores_per_worker),
             simulated=simulate,
+            client=Client(
+                vocabulary_size=vocabulary_size, timeout_s=timeout, processes=processes, lag_limit_ms=lag_limit_ms
+            ),
+            **_system(played, engine.timing, is_running, admin, spec),
         )
         _register(design, out, sys.stderr if json else sys.stdout)
         if register_only:
             return 0
-        if simulate:
-            backend = assemble.simulated(engine, workload)
+        if played:
+            backend: Backend = Simulation(played)
         elif is_running:
-            backend = assemble.running(assemble.Running(admin, admin_key), api_key, say)
+            backend = assemble.running(assemble.Running(admin, admin_key), api_key, ca, say)
         else:
-            backend = assemble.started(cluster_spec, out, api_key, say)
-        client = Client(vocabulary_size, timeout, processes, lag_limit_ms)
-        trial = Trial(design, workload, backend, client, out, say)
+            backend = assemble.started(spec, out, api_key, ca, say)
+        trial = Trial(design, workload, backend, out, say)
         stopped = asyncio.run(_run(trial, backend))
     except (ValueError, OSError, SystemUnavailable, ShardFailed) as error:
         print(f"falsify: {error}", file=sys.stderr)
@@ -173,24 +182,27 @@ def falsify(
     return EXIT_STATUS[verdict.answer]
 
 
-def _system(simulate: bool, is_running: bool, engine: EngineOptions, model: str, cores: int) -> str:
-    if simulate:
-        return f"simulated, {engine.timing}"
-    return "a running cluster, scaled" if is_running else f"{model}, {cores} core(s) a worker, started for this"
+def _system(played: SimSpec | None, timing: str, is_running: bool, admin: str, spec: ClusterSpec) -> dict[str, Any]:
+    """What runs, in words and with all that it is given."""
+    if played:
+        return {"system": f"simulated, {timing}", "options": msgspec.to_builtins(played)}
+    if is_running:
+        return {"system": "a running cluster, scaled", "options": {"admin": admin or "this user's"}}
+    name = f"{spec.model}, {spec.cores_per_worker} core(s) a worker, started for this"
+    return {"system": name, "options": assemble.options_of(spec)}
 
 
 def _register(design: Design, out: Path, where: TextIO) -> None:
     """
     Raises:
-        ValueError: the folder holds another design: its figures may have been seen.
+        ValueError: the folder holds another design, or runs of this one: their figures may have been seen.
     """
     path = out / "design.json"
     if path.exists() and msgspec.json.decode(path.read_bytes(), type=dict[str, Any]).get("sha256") != design.digest:
         raise ValueError(f"{out} holds another design; give a new folder with --out")
-    if (out / "verdict.json").exists():
-        raise ValueError(
-            f"{out} holds a verdict on this design already; a second try is another trial: give a new --out"
-        )
+    what = "a verdict on" if (out / "verdict.json").exists() else "runs of" if any(out.glob(RUNS)) else ""
+    if what:
+        raise ValueError(f"{out} holds {what} this design already; a second try is another trial: give a new --out")
     out.mkdir(parents=True, exist_ok=True)
     write_design(design, path)
     print(design_text(design), file=where, flush=True)
@@ -198,6 +210,7 @@ def _register(design: Design, out: Path, where: TextIO) -> None:
 
 async def _run(trial: Trial, backend: Backend) -> bool:
     """Whether it was stopped before its end."""
+    cancel_when_told()
     try:
         await trial.run()
     except (asyncio.CancelledError, Stopped):
@@ -208,7 +221,7 @@ async def _run(trial: Trial, backend: Backend) -> bool:
 
 
 def _write(trial: Trial, design: Design, verdict: Verdict, out: Path, json: bool) -> None:
-    data = msgspec.json.encode(as_data(design, trial.blocks, verdict))
+    data = msgspec.json.encode(as_data(design, trial.blocks, verdict, trial.salt))
     (out / "verdict.json").write_bytes(msgspec.json.format(data, indent=2) + b"\n")
     (out / "verdict.html").write_text(page(design, trial.blocks, verdict), encoding="utf-8")
     print(data.decode() if json else verdict_text(design, trial.blocks, verdict))

@@ -6,15 +6,16 @@ The verdict repeats the hash. Whoever has the trace and the design can run it ag
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from loadgen.falsify.questions import CLAIMS, Arm, Question, arms
 
-SCHEMA = "loadgen.falsify.v1"
+SCHEMA = "loadgen.falsify.v2"
 MIN_BLOCKS, MIN_REQUESTS = 4, 10  # below, an interval says nothing, and a share is too coarse
 KEPT_SHARE = 2 / 3  # of the blocks; with fewer there is no verdict
 PRIMARY = (
@@ -24,6 +25,10 @@ PRIMARY = (
 )
 EFFECT = "attainment of the first arm minus attainment of the second, within a block"
 STOPPING = "all blocks are run; nobody looks in between; stopped early means no verdict"
+VOID = (
+    "a trial of disaggregation is void, without a verdict, after a run of its first arm without one remote prefill, or "
+    "of its second arm with one: the cluster was not what the arm says"
+)
 EXCLUSION = (
     "only by the generator's own account (it fell behind its schedule), never by a figure of the servers: a block "
     "with such a run is run once more, both arms, and left out if it happens again; below two thirds of the blocks "
@@ -57,6 +62,15 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     warmup_share: float  # of each stretch's time, sent and not measured
 
 
+class Client(msgspec.Struct, frozen=True, kw_only=True):
+    """How requests are put to the server; `lag_limit_ms` decides which runs are left out, `timeout_s` what fails."""
+
+    vocabulary_size: int = 32_000
+    timeout_s: float = 600.0
+    processes: int = 1
+    lag_limit_ms: float = 10.0
+
+
 class Design(msgspec.Struct, frozen=True, kw_only=True):
     schema: str = SCHEMA
     question: Question
@@ -70,11 +84,14 @@ class Design(msgspec.Struct, frozen=True, kw_only=True):
     minimal_effect: float  # of attainment
     seed: int  # of order and arrivals
     system: str
+    options: dict[str, Any]  # of the system, all that it is started or simulated with
+    client: Client
     simulated: bool
     primary: str = PRIMARY
     effect: str = EFFECT
     stopping: str = STOPPING
     exclusion: str = EXCLUSION
+    void: str = VOID
     analysis: str = ANALYSIS
 
     @property
@@ -101,11 +118,14 @@ def make_design(
     seed: int,
     system: str,
     simulated: bool,
+    options: Mapping[str, Any] | None = None,
+    client: Client | None = None,
 ) -> Design:
     """
     Args:
         requests: of a block; 0: all that the trace has for each.
         limits: TTFT and TPOT, ms.
+        options: of the system; plain data.
 
     Raises:
         ValueError: a number is out of range, or the trace is too short for so many disjoint stretches.
@@ -126,6 +146,8 @@ def make_design(
         minimal_effect=minimal_effect,
         seed=seed,
         system=system,
+        options=dict(options or {}),
+        client=client or Client(),
         simulated=simulated,
     )
 

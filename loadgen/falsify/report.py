@@ -10,20 +10,32 @@ import msgspec
 
 from loadgen.falsify.design import Design
 from loadgen.falsify.verdict import EXIT_STATUS, Block, Verdict
+from loadgen.report.result import UNKNOWN_IF_SIMULATED
 from loadgen.report.style import CSS
 from loadgen.sim.intervals import Interval
 
 
-def as_data(design: Design, blocks: Sequence[Block], verdict: Verdict) -> dict[str, Any]:
+def as_data(design: Design, blocks: Sequence[Block], verdict: Verdict, salt: int) -> dict[str, Any]:
+    """
+    Args:
+        salt: of the trial's prompts.
+    """
     return {
         "sha256": design.digest,
         "verdict": verdict.answer.value,
         "exit_status": EXIT_STATUS[verdict.answer],
-        "simulated": design.simulated,
+        "simulated": is_simulated(design, blocks),
+        "salt": salt,
         **{name: value for name, value in msgspec.to_builtins(verdict).items() if name != "answer"},
         "blocks": [{**msgspec.to_builtins(block), "difference": block.difference} for block in blocks],
         "design": msgspec.to_builtins(design),
     }
+
+
+def is_simulated(design: Design, blocks: Sequence[Block]) -> bool | None:
+    """Whether any run was: by design, or because the cluster's engine is. None: not known of every run."""
+    found = {design.simulated or side.simulated for block in blocks for side in (block.first, block.second)}
+    return True if design.simulated or True in found else False if found == {False} else None
 
 
 def design_text(design: Design) -> str:
@@ -33,6 +45,8 @@ def design_text(design: Design) -> str:
         "A": f"{ours.name}: {ours.shape}, {ours.policy}",
         "B": f"{theirs.name}: {theirs.shape}, {theirs.policy}",
         "both": f"{ours.max_batch_tokens} tokens a step; {design.system}",
+        "with": msgspec.json.encode(design.options).decode(),
+        "client": msgspec.json.encode(design.client).decode(),
         "traffic": _traffic(design),
         "limits": f"TTFT {design.ttft_ms:g} ms, TPOT {design.tpot_ms:g} ms",
         "primary metric": design.primary,
@@ -40,6 +54,7 @@ def design_text(design: Design) -> str:
         "blocks": f"{design.num_blocks}, in the order {' '.join(design.orders)} (seed {design.seed})",
         "stopping": design.stopping,
         "exclusion": design.exclusion,
+        "void": design.void,
         "analysis": design.analysis,
         "sha256": design.digest,
     }
@@ -65,11 +80,12 @@ def verdict_text(design: Design, blocks: Sequence[Block], verdict: Verdict) -> s
             f"   {each.difference.mean:+.3g} ({_range(each.difference, 1)})"
             for each in verdict.secondary
         ]
-    return "\n".join([*lines, "", headline(design, verdict), f"  {verdict.why}", f"  sha256 {design.digest}"])
+    return "\n".join([*lines, "", headline(design, blocks, verdict), f"  {verdict.why}", f"  sha256 {design.digest}"])
 
 
-def headline(design: Design, verdict: Verdict) -> str:
-    label = "SIMULATED, not measured: " if design.simulated else ""
+def headline(design: Design, blocks: Sequence[Block], verdict: Verdict) -> str:
+    simulated = is_simulated(design, blocks)
+    label = "SIMULATED, not measured: " if simulated else f"{UNKNOWN_IF_SIMULATED}. " if simulated is None else ""
     effect = (
         "no effect can be stated"
         if verdict.effect is None
@@ -84,6 +100,7 @@ def headline(design: Design, verdict: Verdict) -> str:
 def page(design: Design, blocks: Sequence[Block], verdict: Verdict) -> str:
     """One HTML page without a script that opens offline."""
     title = f"{design.question} on {design.traffic.trace}: {verdict.answer.value}"
+    title += " (simulated)" if is_simulated(design, blocks) else ""
     ours, theirs = (arm.name for arm in design.arms)
     rows = "".join(
         f"<tr><th>{block.number + 1} ({block.order}){'' if block.valid else ', left out'}</th>"
@@ -103,7 +120,8 @@ def page(design: Design, blocks: Sequence[Block], verdict: Verdict) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{CSS}</style></head><body><main><h1>{escape(title)}</h1>"
-        f'<div class="card verdict"><b>{escape(headline(design, verdict))}</b><p>{escape(verdict.why)}</p></div>'
+        f'<div class="card verdict"><b>{escape(headline(design, blocks, verdict))}</b>'
+        f"<p>{escape(verdict.why)}</p></div>"
         f"{_section('Attainment by block', head + rows)}{_section('Not for the verdict', head + more)}"
         f"<section><h2>What was fixed beforehand</h2><pre>{escape(design_text(design))}</pre></section>"
         "</main></body></html>\n"

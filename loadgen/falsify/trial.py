@@ -7,7 +7,8 @@ Whether a run may be used is asked of the generator's account alone. Knows nothi
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+import secrets
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ from loadgen.arrivals import Arrivals, OpenLoop, Piece, TraceTimes
 from loadgen.client.config import RunConfig
 from loadgen.experiment.configs import settle_config
 from loadgen.experiment.run import Backend
-from loadgen.experiment.shape import Say, Shape
+from loadgen.experiment.shape import Say, Shape, SystemUnavailable, misfit
 from loadgen.falsify.design import Design
 from loadgen.falsify.questions import Arm
 from loadgen.falsify.verdict import Block, Side
@@ -25,6 +26,7 @@ from loadgen.traces.request_log import write_request_log
 from loadgen.workloads.workload import Workload
 
 ATTEMPTS = 2  # the design's exclusion rule
+REPORT = {"return_report": True}  # Diptych says what each request cost, and where its prompt was computed
 SETTLE_REQUESTS = 2  # a worker, sent and forgotten when an arm's cluster is new
 
 
@@ -32,27 +34,22 @@ class Stopped(Exception):
     """The run under way was stopped; its figures are of no use."""
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
-    """How requests are put to the server; part of the system, not of what is compared."""
-
-    vocabulary_size: int = 32_000
-    timeout_s: float = 600.0
-    processes: int = 1
-    lag_limit_ms: float = 10.0
-
-
 class Trial:
-    """Attributes: blocks that are over."""
+    """
+    Attributes:
+        blocks: that are over.
+        salt: of this trial's prompts. Drawn, so that a second trial on a cluster that still runs meets no prompt of the
+            first in its caches; kept with the results, and no part of the design.
+    """
 
     def __init__(
-        self, design: Design, workload: Workload, backend: Backend, client: Client, folder: Path, say: Say
+        self, design: Design, workload: Workload, backend: Backend, folder: Path, say: Say, salt: int | None = None
     ) -> None:
         self.blocks: list[Block] = []
+        self.salt = secrets.randbits(63) if salt is None else salt
         self._design = design
         self._workload = workload
         self._backend = backend
-        self._client = client
         self._folder = folder
         self._say = say
         self._shape: Shape | None = None
@@ -62,7 +59,8 @@ class Trial:
         """All blocks.
 
         Raises:
-            SystemUnavailable, ShardFailed: an arm could not be measured; there is no verdict then.
+            SystemUnavailable, ShardFailed: an arm could not be measured, or was not what the design says; there is no
+                verdict then.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         for number in range(self._design.num_blocks):
@@ -97,10 +95,16 @@ class Trial:
         (self._folder / f"{stem}.run.json").write_bytes(msgspec.json.encode(result))
         if STOPPED in result.invalid_because:
             raise Stopped
+        self._check(arm, result)
         return side_of(result)
 
+    def _check(self, arm: Arm, result: RunResult) -> None:
+        phases, apart = result.summary.phases, self._design.question == "disaggregation"
+        if why := misfit(arm.shape, phases.remote_share if phases else None, has_to_be_remote=apart):
+            raise SystemUnavailable(f"the trial is void: {why}")
+
     def _config(self, number: int, arm: Arm, log: Path, attempt: int) -> RunConfig:
-        design, traffic, client = self._design, self._design.traffic, self._client
+        design, traffic, client = self._design, self._design.traffic, self._design.client
         base_url, model = self._target
         stretch = design.stretches[number]
         return RunConfig(
@@ -112,10 +116,11 @@ class Trial:
             num_requests=stretch.count,
             warmup_s=round(traffic.warmup_share * self._duration_s(number), 3),
             seed=design.seed + number,
-            salt=_salt(design.digest, number, arm.name, attempt),
+            salt=_salt(self.salt, number, arm.name, attempt),
             vocabulary_size=client.vocabulary_size,
             max_input=traffic.max_input,
             max_output=traffic.max_output,
+            extra_body=REPORT,
             timeout_s=client.timeout_s,
             processes=client.processes,
             lag_limit_ms=client.lag_limit_ms,
@@ -159,6 +164,7 @@ def side_of(result: RunResult) -> Side:
         tpot_mean_ms=tpot.mean if tpot else None,
         hit_rate=result.summary.cache.hit_rate,
         invalid_because=list(result.invalid_because),
+        simulated=result.simulated,
     )
 
 
@@ -170,7 +176,7 @@ def digest_of(workload: Workload) -> str:
     return digest.hexdigest()
 
 
-def _salt(digest: str, number: int, arm: str, attempt: int) -> int:
+def _salt(salt: int, number: int, arm: str, attempt: int) -> int:
     """31 bits, another one for every run: nothing of an earlier one is in a cache."""
-    made = hashlib.blake2b(f"{digest}/{number}/{arm}/{attempt}".encode(), digest_size=4).digest()
+    made = hashlib.blake2b(f"{salt}/{number}/{arm}/{attempt}".encode(), digest_size=4).digest()
     return int.from_bytes(made, "little") >> 1

@@ -36,6 +36,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     tpot_mean_ms: float | None
     hit_rate: float | None
     invalid_because: list[str] = []
+    simulated: bool | None = None  # no model computed, as the server says; None: not known
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,7 +24,8 @@ from loadgen.sim.cluster import simulate
 from loadgen.sim.config import Fleet
 from loadgen.sim.event_loop import NS_PER_MS
 from loadgen.sim.metrics import Limits
-from loadgen.sim.policies import policy_named
+from loadgen.sim.policies import policy_named, routed
+from loadgen.sim.policy import Policy
 from loadgen.sim.requests import Record, from_trace
 from loadgen.sim.workload import OpenLoop
 
@@ -51,6 +52,7 @@ class Backtest(msgspec.Struct, frozen=True, kw_only=True):
     fleet: str
     num_requests: int  # measured ones
     valid: bool  # as the run itself says
+    known_real: bool  # its server said that a model computes; False: it could not be asked
     same_traffic: bool  # as the plan's
     compared: list[Compared]
 
@@ -89,18 +91,24 @@ def backtest(path: Path, fleet: Fleet | None, engine: Engine, policy: str, spec:
     """
     Args:
         path: of `loadgen run URL`, which knows nothing of the cluster, or of an experiment, which says its fleet,
-            policy and chunk size itself.
+            policy, remote prefill and chunk size itself.
         fleet: None: as the file says.
         spec: the plan's workload, to say whether the run's was the same.
 
     Raises:
-        ValueError: the file is no measured run, its plan cannot be made again, or it was a closed loop.
+        ValueError: the file is no measured run, its plan cannot be made again, it was a closed loop, or simulated.
         OSError: it, or the trace that it was made of, cannot be read.
     """
     result, cell = read_run(path)
-    if cell is not None:
-        fleet = Fleet(cell.shape.prefill, cell.shape.decode)
-        engine, policy = replace(engine, max_batch_tokens=cell.shape.max_batch_tokens), cell.shape.policy
+    if result.simulated:
+        raise ValueError(f"{path.name} was simulated: held against it, the simulator would only meet itself")
+    seed = result.config.seed
+    if cell is None:
+        placing = policy_named(policy, seed)
+    else:
+        fleet = Fleet(cell.prefill, cell.decode)
+        engine = replace(engine, max_batch_tokens=cell.max_batch_tokens)
+        placing = routed(cell.policy, seed, cell.remote_prefill)
     if fleet is None:
         raise ValueError(f"{path.name} does not say what its cluster was; give --backtest-fleet, e.g. 1P+1D")
     plan = make_plan(result.config)
@@ -111,15 +119,16 @@ def backtest(path: Path, fleet: Fleet | None, engine: Engine, policy: str, spec:
         fleet=str(fleet),
         num_requests=result.summary.measured,
         valid=result.valid,
+        known_real=result.simulated is False,
         same_traffic=_file(result.config.workload) == _file(spec),
-        compared=_compare(result, predict(plan, fleet, engine, policy, result.config.seed), plan),
+        compared=_compare(result, predict(plan, fleet, engine, placing), plan),
     )
 
 
-def predict(plan: Plan, fleet: Fleet, engine: Engine, policy: str, seed: int) -> Sequence[Record]:
+def predict(plan: Plan, fleet: Fleet, engine: Engine, policy: Policy) -> Sequence[Record]:
     """What becomes of a measuring client's plan in a simulated cluster."""
     requests = [from_trace(each.index, each.request, round(each.due_ms * NS_PER_MS)) for each in plan.requests]
-    return simulate(engine.config(fleet, policy_named(policy, seed)), OpenLoop(requests)).records
+    return simulate(engine.config(fleet, policy), OpenLoop(requests)).records
 
 
 def inside(records: Sequence[Record], window: tuple[float, float]) -> list[Record]:

@@ -122,7 +122,7 @@ def plan(
         backtests=tests,
     )
     print(msgspec.json.encode(as_data(about, found)).decode() if json else as_text(about, found))
-    return 0 if found.overall.mean.attainment >= wanted.attainment else MISSED
+    return 0 if found.attained >= wanted.attainment else MISSED
 
 
 def _backtests(

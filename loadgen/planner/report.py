@@ -48,7 +48,8 @@ def as_data(plan: Plan, search: Search) -> dict[str, Any]:
         "indistinguishable": [str(each.fleet) for each in search.found if each.may_be_best],
         "gain_over_colocated": msgspec.to_builtins(search.gain),
         "disaggregation": disaggregation,
-        "meets_target": overall.mean.attainment >= plan.limits["attainment"],
+        "attained_on_fresh_seeds": search.attained,
+        "meets_target": search.attained >= plan.limits["attainment"],
         "cells": [_cell(each) for each in (*search.found, search.colocated)],
     }
 
@@ -96,8 +97,9 @@ def _table(search: Search) -> list[str]:
 
 def _best(plan: Plan, search: Search) -> list[str]:
     overall, target = search.overall, plan.limits["attainment"]
-    lines = [f"Best of {search.num_workers} workers: {_name(overall.fleet)}, {overall.mean.attainment:.1%} good."]
-    if overall.mean.attainment < target:
+    fresh = " on seeds that did not choose it" if search.found else ""
+    lines = [f"Best of {search.num_workers} workers: {_name(overall.fleet)}, {search.attained:.1%} good{fresh}."]
+    if search.attained < target:
         lines.append(f"That misses the target of {target:.0%}: more workers, or wider limits.")
     if plan.by_size:
         tried = ", ".join(f"{size}: {attained:.1%}" for size, attained in plan.by_size.items())
@@ -149,6 +151,8 @@ def _backtests(backtests: list[Backtest]) -> list[str]:
         )
         if not each.valid:
             lines.append("  That run says of itself that its figures are not to be believed.")
+        if not each.known_real:
+            lines.append("  Whether a model computed in that run is not known: its server did not say.")
         if not each.same_traffic:
             lines.append("  That run was of other traffic than this plan.")
         lines += [

@@ -26,7 +26,7 @@ FIRST_ROUND = 3  # seeds before anything is dropped: fewer know no spread
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One fleet. `minus_best` is of the attainment, seed by seed; None for the best itself or one seed."""
+    """One fleet. `minus_best` is of the attainment, seed by seed; None for the best itself and for colocated."""
 
     fleet: Fleet
     outcomes: list[Outcome]
@@ -35,13 +35,13 @@ class Found:
     minus_best: Interval | None
 
     def is_as_good(self, flat: float) -> bool:
-        """No further below the best than `flat`."""
+        """No further below the best than `flat`, by the figures themselves."""
         return self.minus_best is None or self.minus_best.mean >= -flat
 
     @property
     def may_be_best(self) -> bool:
-        """The seeds do not tell it from the best."""
-        return self.minus_best is None or self.minus_best.high >= 0
+        """The seeds do not tell it from the best. One seed tells nothing."""
+        return self.minus_best is None or self.minus_best.num_samples < 2 or self.minus_best.high >= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,12 @@ class Search:
         disaggregated = self.found[:1]
         return max([*disaggregated, self.colocated], key=lambda each: each.mean.rank)
 
+    @property
+    def attained(self) -> float:
+        """By the best of all, on seeds that had no part in choosing it. Of one worker there was no choice."""
+        fresh = self.fresh_colocated if self.overall is self.colocated else self.fresh_best
+        return (fresh or self.overall.mean).attainment
+
 
 def search(num_workers: int, measure: Measure, num_seeds: int, flat: float) -> Search:
     """
@@ -79,15 +85,15 @@ def search(num_workers: int, measure: Measure, num_seeds: int, flat: float) -> S
     if num_workers < 1 or num_seeds < 1:
         raise ValueError("a plan needs at least one worker and one seed")
     cells, exact = candidates(num_workers, measure)
-    alive = cells
+    alive, outcomes = cells, dict[Fleet, list[Outcome]]()
     for seeds in dict.fromkeys((min(FIRST_ROUND, num_seeds), num_seeds)):
-        outcomes = {cell: [measure(cell, seed) for seed in range(seeds)] for cell in alive}
-        alive = _survivors(outcomes, flat)
+        outcomes |= {cell: [measure(cell, seed) for seed in range(seeds)] for cell in alive}
+        alive = _survivors({cell: outcomes[cell] for cell in alive}, flat)
     together = colocated(num_workers)
     alone = _found(together, [measure(together, seed) for seed in range(num_seeds)], None)
     if not cells:
         return Search(num_workers, [], alone, True, None, None, None)
-    found = _ranked({cell: _measured(cell, measure, num_seeds, cell in alive) for cell in cells})
+    found = _ranked(outcomes)
     fresh = range(num_seeds, 2 * num_seeds)
     best, both = ([measure(cell, seed) for seed in fresh] for cell in (found[0].fleet, together))
     gain = difference(best, both)
@@ -98,7 +104,8 @@ def smallest(
     max_workers: int, measure: Measure, num_seeds: int, flat: float, attainment: float
 ) -> tuple[Search, dict[int, float]]:
     """The fewest workers of which some fleet attains so much, by bisection (more workers do not attain less), and what
-    the best of each size that was tried attained on the first seed. If even `max_workers` do not: those.
+    the best of each size that was tried attained: on the first seed, or where all were tried on fresh ones. If even
+    `max_workers` do not: those.
     """
     tried: dict[int, float] = {}
 
@@ -113,7 +120,7 @@ def smallest(
         low, high = (low, middle) if tried[middle] >= attainment else (middle, high)
     for size in range(high, max_workers + 1):  # one seed may have flattered it
         made = search(size, measure, num_seeds, flat)
-        tried[size] = made.overall.mean.attainment
+        tried[size] = made.attained
         if tried[size] >= attainment:
             break
     return made, dict(sorted(tried.items()))
@@ -147,10 +154,6 @@ def _survivors(outcomes: dict[Fleet, list[Outcome]], flat: float) -> list[Fleet]
     return [cell for cell, each in outcomes.items() if each is best or difference(each, best).high >= -flat]
 
 
-def _measured(cell: Fleet, measure: Measure, num_seeds: int, survived: bool) -> list[Outcome]:
-    return [measure(cell, seed) for seed in range(num_seeds if survived else min(FIRST_ROUND, num_seeds))]
-
-
 def _ranked(outcomes: dict[Fleet, list[Outcome]]) -> list[Found]:
     """Best first. Only a fleet with all seeds can be the best: the others were dropped because they are not."""
     most = max(len(each) for each in outcomes.values())
@@ -161,7 +164,7 @@ def _ranked(outcomes: dict[Fleet, list[Outcome]]) -> list[Found]:
 
 
 def _found(cell: Fleet, outcomes: list[Outcome], best: Sequence[Outcome] | None) -> Found:
-    against = difference(outcomes, best[: len(outcomes)]) if best and len(outcomes) > 1 else None
+    against = difference(outcomes, best[: len(outcomes)]) if best else None
     return Found(cell, outcomes, mean_of(outcomes), interval([each.attainment for each in outcomes]), against)
 
 

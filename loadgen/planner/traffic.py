@@ -18,6 +18,7 @@ from loadgen.sim.requests import from_trace
 from loadgen.sim.workload import OpenLoop, replay
 from loadgen.traces.mooncake import TraceRequest, quantum_ms
 from loadgen.traces.recognise import recognise
+from loadgen.workloads.generators import GENERATORS
 from loadgen.workloads.spec import READERS, make_workload
 from loadgen.workloads.workload import Workload, clipped
 
@@ -68,12 +69,31 @@ def read_workload(trace: str, num_requests: int | None = None) -> tuple[str, Wor
         ValueError: it is none of these, or a line is not of the format.
         OSError: the file cannot be read.
     """
-    path = Path(trace)
-    spec = f"{recognise(path)}:{path}" if path.exists() or path.suffix else trace
+    spec = _spec_of(trace)
     workload = make_workload(spec, num_requests, seed=0)
     if not workload.requests:
         raise ValueError(f"there is no request in {trace}")
     return spec, workload
+
+
+def is_generator(trace: str) -> bool:
+    """It makes requests without an end, where a file has as many as it has."""
+    return not Path(trace).exists() and _kind_of(trace) in GENERATORS
+
+
+def _spec_of(trace: str) -> str:
+    path = Path(trace)
+    if path.exists():
+        return f"{recognise(path)}:{path}"
+    if _kind_of(trace) not in (*KINDS, *GENERATORS):
+        known = ", ".join((*GENERATORS, *KINDS))
+        raise ValueError(f"{trace}: there is no such file, and its beginning is none of {known}")
+    return trace
+
+
+def _kind_of(trace: str) -> str:
+    """What comes before the first ":", of a mixture its first part without the weight."""
+    return trace.partition(":")[0].partition("+")[0].rpartition("*")[2]
 
 
 def load_traffic(

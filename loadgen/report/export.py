@@ -12,18 +12,23 @@ import msgspec
 from loadgen.report.figures import ALL, Series
 from loadgen.report.result import RunResult
 
-FIRST_COLUMNS = ("series", "seed", "started_at", "valid")
+FIRST_COLUMNS = ("series", "seed", "started_at", "valid", "simulated")
 
 
 def csv_text(series: Sequence[Series]) -> str:
-    """Latencies in milliseconds, shares from 0 to 1; empty where nothing was measured."""
+    """Latencies in milliseconds, shares from 0 to 1; empty where nothing was measured, or known."""
     made = io.StringIO()
     writer = csv.writer(made, lineterminator="\n")
     writer.writerow([*FIRST_COLUMNS, *(figure.key for figure in ALL)])
     for each in series:
         for run in each.results:
-            writer.writerow([each.label, run.config.seed, run.started_at, str(run.valid).lower(), *figure_cells(run)])
+            told = [each.label, run.config.seed, run.started_at, word(run.valid), word(run.simulated)]
+            writer.writerow([*told, *figure_cells(run)])
     return made.getvalue()
+
+
+def word(value: bool | None) -> str:
+    return "" if value is None else str(value).lower()
 
 
 def figure_cells(run: RunResult) -> list[str]:
@@ -47,6 +52,7 @@ def _series(series: Series) -> dict[str, Any]:
     return {
         "series": series.label,
         "valid": series.valid,
+        "simulated": series.simulated,
         "runs": len(series.results),
         "config": series.first.config,
         "figures": figures_of(series),

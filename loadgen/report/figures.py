@@ -15,7 +15,7 @@ import numpy as np
 
 from loadgen.arrivals import describe
 from loadgen.report.intervals import Interval, t_interval
-from loadgen.report.phases import jain
+from loadgen.report.phases import balance
 from loadgen.report.result import RunResult
 from loadgen.report.summary import Summary
 
@@ -51,6 +51,12 @@ class Series:
     @property
     def valid(self) -> bool:
         return all(each.valid for each in self.results)
+
+    @property
+    def simulated(self) -> bool | None:
+        """Whether any run is; None: of none it is known that it is, and of some not that it is not."""
+        found = {each.simulated for each in self.results}
+        return True if True in found else None if None in found else False
 
     def estimate(self, figure: Figure) -> Estimate | None:
         """None where no run has the figure."""
@@ -134,21 +140,24 @@ PHASE_TITLES = {
     "exposed": "Transfer exposed",
     "decode": "Decode",
 }
-PHASES = [
-    Figure("remote_share", "Prefilled remotely", "%", lambda s: s.phases.remote_share if s.phases else None),
-    *(_phase(phase, name, title) for phase, title in PHASE_TITLES.items() for name in ("mean", "p50", "p99")),
-    Figure(
+BALANCES = {
+    "prompt": Figure(
         "balance_prompt",
         "Balance of prompts",
         "",
-        lambda s: jain([*s.phases.prompt_tokens.values()]) if s.phases else None,
+        lambda s: balance(s.phases.prompt_tokens, s.phases.num_prompt_workers) if s.phases else None,
     ),
-    Figure(
+    "output": Figure(
         "balance_output",
         "Balance of output",
         "",
-        lambda s: jain([*s.phases.output_tokens.values()]) if s.phases else None,
+        lambda s: balance(s.phases.output_tokens, s.phases.num_output_workers) if s.phases else None,
     ),
+}
+PHASES = [
+    Figure("remote_share", "Prefilled remotely", "%", lambda s: s.phases.remote_share if s.phases else None),
+    *(_phase(phase, name, title) for phase, title in PHASE_TITLES.items() for name in ("mean", "p50", "p99")),
+    *BALANCES.values(),
 ]
 GENERATOR = [
     Figure("lag_p99_ms", "Schedule lag p99", "ms", lambda s: s.generator.lag_p99_ms, varies=False),

@@ -6,7 +6,7 @@ Needs a server that says so (Diptych: `return_report`); of others there is nothi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -34,6 +34,8 @@ class Phases(msgspec.Struct, frozen=True, kw_only=True):
     transfer_bytes: int
     prompt_tokens: dict[str, int]  # computed, by the worker that did; those that did none are not in it
     output_tokens: dict[str, int]  # by decode worker
+    num_prompt_workers: int | None = None  # that there were; None: not known, and then neither is their balance
+    num_output_workers: int | None = None
 
 
 def phases(good: Sequence[Record]) -> Phases | None:
@@ -64,6 +66,11 @@ def jain(values: Sequence[float]) -> float:
     """Jain's fairness index: 1 if all are equal, 1/n if one has everything (Jain, Chiu, Hawe 1984)."""
     squares = len(values) * sum(value * value for value in values)
     return sum(values) ** 2 / squares if squares else 1.0
+
+
+def balance(tokens: Mapping[str, int], num_workers: int | None) -> float | None:
+    """Jain's index over all workers, those that got nothing included; None where their number is not known."""
+    return None if num_workers is None else jain([*tokens.values(), *[0] * (num_workers - len(tokens))])
 
 
 def _of(costs: Sequence[Cost], name: str) -> PhaseCost | None:

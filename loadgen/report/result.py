@@ -18,6 +18,7 @@ from loadgen.report.summary import Summary
 from loadgen.workloads.workload import infinite_cache_hits
 
 SCHEMA = "loadgen.run.v1"
+UNKNOWN_IF_SIMULATED = "not known whether a model computed: the server does not list it in /v1/models"
 STOPPED = "the run was stopped before its end"  # why a run is invalid
 
 
@@ -36,7 +37,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     valid: bool
     invalid_because: list[str]
     summary: Summary
-    simulated: bool = False  # the server says that no model computes: its speed is a timing model's
+    simulated: bool | None = None  # no model computes, its speed is a timing model's, as the server says; None: unknown
 
     @property
     def title(self) -> str:
@@ -61,15 +62,13 @@ def make_result(
     started_at: str,
     where: Machine,
 ) -> RunResult:
-    """Marks each record's phase, and computes the figures.
-
-    Raises:
-        ValueError: nothing is left between warm-up and tail.
+    """Marks each record's phase, and computes the figures. A run of which nothing is left between warm-up and tail is
+    invalid: what was sent is over, and kept.
     """
     horizon_ms = plan.horizon_ms
     if horizon_ms is None:  # a closed loop sends until its last client stops
         horizon_ms = max((each.intended_ms for each in records), default=0.0)
-    window = window_ms(config, horizon_ms)
+    window = _window_ms(config, horizon_ms)
     for record in records:
         record.phase = phase_of(record.intended_ms, window)
     summary = summarise(config, records, shards, window, _possible_hit_rate(plan, records))
@@ -82,6 +81,13 @@ def make_result(
         invalid_because=reasons,
         summary=summary,
     )
+
+
+def _window_ms(config: RunConfig, horizon_ms: float) -> tuple[float, float]:
+    try:
+        return window_ms(config, horizon_ms)
+    except ValueError:
+        return horizon_ms + 1, horizon_ms + 1  # all of it is warm-up
 
 
 def _possible_hit_rate(plan: Plan, records: Sequence[Record]) -> float:

@@ -9,6 +9,7 @@ import msgspec
 
 from loadgen.report import figures
 from loadgen.report.figures import Estimate, Figure, Series, bare, shown
+from loadgen.report.result import UNKNOWN_IF_SIMULATED
 
 MEASURES = {
     "ttft": "Time to first token",
@@ -29,7 +30,23 @@ FEW = 4  # series that fit side by side
 
 
 def verdict(series: Sequence[Series]) -> str:
-    """First of all: may the figures be believed."""
+    """First of all: may the figures be believed, and whose are they."""
+    return _validity(series) + _simulated(series)
+
+
+def _simulated(series: Sequence[Series]) -> str:
+    """Nothing where every server said that a model computes."""
+    found = {run.simulated for each in series for run in each.results}
+    if True in found:
+        which = "These" if found == {True} else "Some of these"
+        return (
+            f'<div class="card verdict"><strong>SIMULATED.</strong> {which} figures are a timing model’s, not '
+            "measurements of a model that computes.</div>"
+        )
+    return f'<p class="soft">{escape(UNKNOWN_IF_SIMULATED.capitalize())}.</p>' if None in found else ""
+
+
+def _validity(series: Sequence[Series]) -> str:
     doubts = [
         f"{each.label}, seed {run.config.seed}: {reason}"
         for each in series

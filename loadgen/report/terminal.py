@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from loadgen.report import figures
 from loadgen.report.figures import Figure, Series, shown_estimate
+from loadgen.report.result import UNKNOWN_IF_SIMULATED
 
 WIDTH = 14
 
@@ -18,6 +19,8 @@ def _lines(series: Series) -> Iterator[str]:
     first, count = series.first, len(series.results)
     goodput = first.summary.goodput
     yield f"{series.label}   ({count} run{'s' * (count > 1)}, {first.summary.window_s:g} s measured)"
+    if any(result.simulated is None for result in series.results):
+        yield f"  {UNKNOWN_IF_SIMULATED}"
     for result in series.results:
         for reason in result.invalid_because:
             yield f"  INVALID (seed {result.config.seed}): {reason}"

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diptych.messages import Role
+from loadgen.report.phases import jain
 from loadgen.sim.cluster import Cluster
 from loadgen.sim.requests import Record
 
@@ -118,12 +119,6 @@ def weighted_latency(values_ms: npt.NDArray[np.float64], counts: npt.NDArray[np.
     reached = np.cumsum(counts)
     p50, p90, p99 = (float(values_ms[np.searchsorted(reached, share * reached[-1])]) for share in (0.5, 0.9, 0.99))
     return Latency(float(np.average(values_ms, weights=counts)), p50, p90, p99)
-
-
-def jain(values: Sequence[float]) -> float:
-    """Jain's fairness index: 1 if all are equal, 1/n if one has everything (Jain, Chiu, Hawe 1984)."""
-    squares = len(values) * sum(value * value for value in values)
-    return sum(values) ** 2 / squares if squares else 1.0
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from loadgen.client.config import RunConfig, ShardReport
 from loadgen.client.plan import make_plan
-from loadgen.client.records import Record
+from loadgen.client.records import Cost, Record
 from loadgen.experiment.shape import Shape
 from loadgen.falsify.design import Design, Traffic, make_design
 from loadgen.falsify.verdict import Block, Side
@@ -68,16 +70,26 @@ def a_block(number: int, first: float, second: float, *, invalid: str = "") -> B
 
 
 class ScriptedBackend:
-    """Answers every request, within the limits or not as `good` says, by (arm's shape, request number of the block).
+    """Answers every request, within the limits or not as `good` says, by (arm's shape, request number of the block);
+    prefilled remotely as `remote` says.
 
     Attributes: calls, in order: ("shape", …), ("settle",), ("measure", shape, config).
     """
 
-    def __init__(self, good: Callable[[Shape, int], bool], late_ms: Callable[[int], float] = lambda call: 0.0) -> None:
+    def __init__(
+        self,
+        good: Callable[[Shape, int], bool],
+        late_ms: Callable[[int], float] = lambda call: 0.0,
+        *,
+        remote: Callable[[Shape], bool] | None = None,
+        simulated: bool | None = False,
+    ) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.closed = False
         self._good = good
         self._late_ms = late_ms
+        self._remote = remote
+        self._simulated = simulated
         self._measured = 0
 
     async def shape(self, shape: Shape) -> tuple[str, str]:
@@ -102,12 +114,19 @@ class ScriptedBackend:
                 planned_output=1,
                 output_tokens=1,
                 status=200,
+                cost=self._cost(shape),
             )
             for each in plan.requests
         ]
         shard = ShardReport(cpu_share=0.0, loop_lag_ms=[], connections=1)
         result = make_result(config, plan, records, [shard], "2026-01-01T00:00:00+00:00", machine())
-        return result, None
+        return msgspec.structs.replace(result, simulated=self._simulated), None
+
+    def _cost(self, shape: Shape) -> Cost | None:
+        """None: the server does not say."""
+        if self._remote is None:
+            return None
+        return Cost(prefill_worker="p1" if self._remote(shape) else "", decode_worker="d1")
 
     async def close(self) -> None:
         self.closed = True

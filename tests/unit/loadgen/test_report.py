@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.arrivals import OpenLoop, parse_rate
+from loadgen.arrivals import ClosedLoop, OpenLoop, parse_rate
 from loadgen.client.config import RunConfig, ShardReport
 from loadgen.client.plan import make_plan
 from loadgen.client.records import Record
@@ -26,6 +26,7 @@ from loadgen.report.export import csv_text, json_bytes
 from loadgen.report.figures import ALL, LATENCIES, group
 from loadgen.report.intervals import Interval
 from loadgen.report.page import report_page
+from loadgen.report.phases import PhaseCost, Phases
 from loadgen.report.result import RunResult, machine, make_result, read_result
 from loadgen.report.svg import log_ticks, ticks
 from loadgen.report.terminal import summary_text
@@ -159,6 +160,62 @@ def test_a_run_without_one_answer_can_be_reported() -> None:
     assert "http_503" in page
     summary_text(group([silent]))
     csv_text(group([silent]))
+
+
+@pytest.mark.parametrize("simulated", [True, False, None])
+def test_whose_figures_they_are_is_said(simulated: bool | None) -> None:
+    series = group([msgspec.structs.replace(a_result(), simulated=simulated)])
+    page, text = report_page(series), summary_text(series)
+    assert ("SIMULATED." in page) is ("a (simulated)" in text) is (simulated is True)
+    for whole in (page, text):
+        assert ("not known whether a model computed" in whole.lower()) is (simulated is None)
+    word = {True: "true", False: "false", None: ""}[simulated]
+    assert next(csv.DictReader(io.StringIO(csv_text(series))))["simulated"] == word
+    assert json.loads(json_bytes(series))[0]["simulated"] is simulated
+
+
+def test_a_run_with_nothing_between_warm_up_and_tail_is_kept_and_invalid() -> None:
+    """Of a closed loop it is not known beforehand how long it lasts."""
+    config = RunConfig(
+        base_url="http://127.0.0.1:1",
+        model="m",
+        workload="independent",
+        arrivals=ClosedLoop(2),
+        num_requests=6,
+        warmup_s=5.0,
+    )
+    plan = make_plan(config)
+    records = [
+        Record(index=number, intended_ms=100.0 * number, ttft_ms=1.0, e2e_ms=2.0, planned_input=9, planned_output=1)
+        for number in range(6)
+    ]
+    shard = ShardReport(cpu_share=0.2, loop_lag_ms=[0.2], connections=2)
+    result = make_result(config, plan, records, [shard], "2025-01-31T12:00:00+00:00", machine())
+    assert (result.valid, result.summary.sent, result.summary.warmup, result.summary.measured) == (False, 6, 6, 0)
+    assert any("no request was measured" in reason for reason in result.invalid_because)
+    report_page(group([result]))
+    csv_text(group([result]))
+
+
+def test_balance_counts_workers_that_did_nothing_and_is_left_out_where_their_number_is_not_known() -> None:
+    cost = PhaseCost(mean=1.0, p50=1.0, p99=1.0)
+    found = Phases(
+        remote_share=0.0,
+        queue=cost,
+        prefill=cost,
+        transfer=None,
+        exposed=None,
+        decode=cost,
+        transfer_bytes=0,
+        prompt_tokens={"d1": 100},
+        output_tokens={"d1": 100},
+    )
+    known = msgspec.structs.replace(found, num_prompt_workers=1, num_output_workers=4)
+    for phases, prompt, output in ((found, "", ""), (known, "1", "0.25")):
+        result = a_result()
+        result = msgspec.structs.replace(result, summary=msgspec.structs.replace(result.summary, phases=phases))
+        row = next(csv.DictReader(io.StringIO(csv_text(group([result])))))
+        assert (row["balance_prompt"], row["balance_output"]) == (prompt, output)
 
 
 def test_nothing_to_report() -> None:

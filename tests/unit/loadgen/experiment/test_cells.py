@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from experiments import experiment
 
 from loadgen.client.plan import make_plan
 from loadgen.experiment.cells import in_order
-from loadgen.experiment.configs import planned_s, run_config, settle_config
+from loadgen.experiment.configs import check_windows, planned_s, run_config, settle_config
+from loadgen.experiment.spec import SpecError
 
 TARGET = ("http://127.0.0.1:1", "m")
 
@@ -85,3 +87,53 @@ sweep = { input_tokens = [500], output_tokens = [5], rate = [0.1, 2.0] }
         config = run_config(made, cell, 1, 1, TARGET)
         assert len(make_plan(config).requests) == number
         assert planned_s(cell, made.arrivals) == length_s
+
+
+def test_shapes_that_read_alike_lose_no_cell() -> None:
+    """Two colocated workers are "2 colocated" whether the router was told "auto" or "never"."""
+    made = experiment(
+        """
+name = "t"
+arrivals = { duration_s = 10 }
+sweep = { prefill = [0], decode = [2], input_tokens = [64], output_tokens = [8], rate = [1.0, 2.0, 3.0], \
+mode = ["disaggregated", "colocated"] }
+"""
+    )
+    cells = made.sweep.made()
+    interleaved = sorted(cells, key=lambda cell: cell.load)
+    assert len({str(cell.shape) for cell in cells}) == 1 < len({cell.shape for cell in cells})
+    for given in (cells, interleaved):
+        ordered = in_order(given, [1, 2], 0)
+        assert sorted((cell.key, seed) for cell, seed in ordered) == sorted((c.key, s) for c in cells for s in (1, 2))
+
+
+def test_no_two_cells_share_a_file_name() -> None:
+    made = experiment(
+        """
+name = "t"
+arrivals = { duration_s = 10 }
+sweep = { input_tokens = ["128|1024", "128~1024", "128..1024", 128], output_tokens = [8], rate = [1.0] }
+"""
+    )
+    keys = [cell.key for cell in made.sweep.made()]
+    assert len(set(keys)) == 4
+    assert all(key.replace("-", "").replace(".", "").replace("_", "").isalnum() for key in keys)
+    assert keys[3] == "1P1D-min-ttft-auto-chunk512-in128-out8-rate1.0"
+
+
+def test_runs_of_which_nothing_would_be_measured_are_found_beforehand() -> None:
+    text = """
+name = "t"
+seeds = [1, 2, 3]
+arrivals = { duration_s = 5, %s }
+sweep = { input_tokens = [64], output_tokens = [8], %s }
+"""
+    check_windows(experiment(text % ("warmup_s = 2, tail_s = 2", "rate = [4.0]")))
+    for arrivals, load, said in (
+        ("warmup_s = 3, tail_s = 3", "rate = [4.0]", "nothing is left"),
+        ("warmup_s = 3, tail_s = 3", "concurrency = [4]", "nothing is left"),
+        ("min_requests = 5, warmup_s = 4, tail_s = 0.5", "rate = [2.0]", "seed 2: nothing is left of 2.8 s"),
+        ("warmup_s = 0", "rate = [4.0, 0.01]", "rate0.01.*no request is sent"),
+    ):
+        with pytest.raises(SpecError, match=said):
+            check_windows(experiment(text % (arrivals, load)))

@@ -41,6 +41,17 @@ def test_a_generator_that_is_always_late_has_a_status_of_its_own(
     assert cli.run_experiment(file, out=tmp_path / "out") == cli.INVALID == 3
 
 
+def test_a_run_of_which_nothing_is_measured_is_found_before_an_hour_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, backend = tmp_path / "e.toml", Played()
+    file.write_text(TEXT.replace("duration_s = 0.95", "duration_s = 0.95\nwarmup_s = 1"))
+    monkeypatch.setattr(cli, "_backend", lambda *of: backend)
+    assert cli.run_experiment(file, out=tmp_path / "out") == 1
+    assert "nothing is left" in capsys.readouterr().err
+    assert backend.configs == []
+
+
 def test_why_there_is_no_system_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

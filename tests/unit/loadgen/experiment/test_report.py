@@ -8,6 +8,7 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import pytest
 from experiments import experiment, runs_of
 
@@ -133,9 +134,28 @@ def test_tables_have_every_run_and_every_figure() -> None:
     assert content["best"]["label"].startswith("1P+1D")
     assert {pair["verdict"] for pair in content["comparisons"]} == {"pays", "loses", "same"}
     assert content["cells"][0]["figures"]["goodput_per_s"]["interval"]["low"] >= 0
+    assert {row["balance_output"] for row in rows if (row["prefill"], row["decode"]) == ("1", "2")} == {"0.5"}
+    idle = [each for each in content["cells"] if each["cell"]["decode"] == 2 and each["cell"]["prefill"]]
+    assert {each["figures"]["balance_output"]["value"] for each in idle} == {0.5}
     text = summary_text(STATE, CELLS)
     assert "It loses at" in text
     assert all(each.label in text for each in CELLS)
+
+
+@pytest.mark.parametrize(("simulated", "said"), [(True, "true"), (False, "false"), (None, "")])
+def test_cells_of_a_cluster_that_computes_nothing_are_labelled(simulated: bool | None, said: str) -> None:
+    runs = [
+        msgspec.structs.replace(run, result=msgspec.structs.replace(run.result, simulated=simulated)) for run in RUNS
+    ]
+    cells = measured(runs)
+    page, text = experiment_page(STATE, cells, len(RUNS)), summary_text(STATE, cells)
+    assert ("SIMULATED" in page) is ("Test (simulated)" in page) is ("(simulated)" in text) is (simulated is True)
+    for whole in (page, text):
+        assert ("not known whether a model computed" in whole.lower()) is (simulated is None)
+    assert {row["simulated"] for row in csv.DictReader(io.StringIO(csv_text(cells)))} == {said}
+    content = json.loads(json_bytes(STATE, cells))
+    assert content["simulated"] is simulated
+    assert {each["simulated"] for each in content["cells"]} == {simulated}
 
 
 def test_invalid_runs_do_not_count_beside_valid_ones() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from experiments import Played, experiment
+from experiments import Played, a_result, experiment
 
 from loadgen.experiment.eta import Forecast, in_words
 from loadgen.experiment.results import STATE, open_folder
 from loadgen.experiment.run import Interrupted, Runner
+from loadgen.experiment.shape import Shape, SystemUnavailable, misfit
 from loadgen.experiment.spec import SpecError
 from loadgen.report.result import STOPPED
 
@@ -126,3 +127,31 @@ def test_a_forecast_counts_what_is_slow_for_what_it_is() -> None:
 @pytest.mark.parametrize(("seconds", "words"), [(4.4, "4 s"), (90, "90 s"), (600, "10 min"), (7500, "2 h 05 min")])
 def test_times_in_words(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("shape", "remote_share", "fits"),
+    [
+        (Shape(prefill=1, decode=1), 0.5, True),
+        (Shape(prefill=1, decode=1), 0.0, True),  # the router may choose
+        (Shape(prefill=1, decode=1), None, True),  # nobody says
+        (Shape(prefill=1, decode=1, remote_prefill="always"), 0.0, False),
+        (Shape(prefill=1, decode=1, remote_prefill="never"), 0.0, True),
+        (Shape(prefill=1, decode=1, remote_prefill="never"), 0.1, False),
+        (Shape(prefill=0, decode=2), 0.0, True),
+        (Shape(prefill=0, decode=2), 0.1, False),
+    ],
+)
+def test_what_remote_prefills_say_of_a_shape(shape: Shape, remote_share: float | None, fits: bool) -> None:
+    assert (misfit(shape, remote_share) == "") is fits
+
+
+async def test_a_cluster_that_does_not_do_what_a_cell_says_ends_the_experiment(tmp_path: Path) -> None:
+    class Wrong(Played):
+        async def measure(self, config, shape, records_path):  # type: ignore[no-untyped-def]
+            return a_result(config, 50.0, remote=True), None
+
+    folder = open_folder(tmp_path, experiment())
+    with pytest.raises(SystemUnavailable, match=r"colocated .* were prefilled remotely"):
+        await Runner(folder, Wrong(), silent).run()
+    assert all(run.cell.prefill for run in folder.runs())

@@ -48,6 +48,10 @@ def test_from_file_to_report(file: Path, tmp_path: Path, capsys: pytest.CaptureF
     captured = capsys.readouterr()
     assert "(simulated)" in captured.out
     assert "run 48 of 48" in captured.err
+    assert content["simulated"] is True
+    runs = [json.loads(path.read_text()) for path in (out / "runs").glob("*-s1.json")]
+    assert len(runs) == 16
+    assert all(run["result"]["simulated"] for run in runs)
     assert "SIMULATED" in (out / "report.html").read_text(encoding="utf-8")
 
 

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
+import ssl
+import threading
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from certificates import Authority, Files
 
 from loadgen.experiment import admin, system
 from loadgen.experiment.admin import AdminDoor, Stats
 from loadgen.experiment.process import find_door
+from loadgen.experiment.served import Served
 from loadgen.experiment.system import RunningCluster, Shape, SystemUnavailable, describe
 from loadgen.experiment.toml import to_toml
+from loadgen.experiment.trust import pinned, trusting
 from loadgen.experiment.use import Sampler
 
 
 class Cluster:
     """An admin door in this process; a scale takes effect at the second look."""
 
-    def __init__(self, prefill: int, decode: int, budget: int = 512, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, prefill: int, decode: int, budget: int = 512, host: str = "127.0.0.1", *, tls: bool = False
+    ) -> None:
         self.counts = {"prefill": prefill, "decode": decode}
         self.running = dict(self.counts)
         self.scales: list[dict[str, int]] = []
         self.keys: set[str] = set()
-        self._budget, self._host = budget, host
+        self._budget, self._host, self._tls = budget, host, tls
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.keys.add(request.headers["authorization"])
@@ -48,7 +58,7 @@ class Cluster:
             for kind, count in self.running.items()
             for number in range(count)
         ]
-        router = {"kind": "router", "record": {"http_address": f"{self._host}:81"}, "stats": None}
+        router = {"kind": "router", "record": {"http_address": f"{self._host}:81", "tls": self._tls}, "stats": None}
         return {
             "model": "m",
             "wanted": self.counts | {"router": 1},
@@ -59,7 +69,7 @@ class Cluster:
 
 
 def running(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> RunningCluster:
-    def door(url: str, key: str) -> AdminDoor:
+    def door(url: str, key: str, trust: object) -> AdminDoor:
         return AdminDoor(url, key, httpx.MockTransport(cluster))
 
     monkeypatch.setattr(system, "AdminDoor", door)
@@ -82,6 +92,66 @@ async def test_a_running_cluster_is_scaled_until_it_is_there(monkeypatch: pytest
 async def test_a_router_that_listens_everywhere_is_where_the_admin_door_is(monkeypatch: pytest.MonkeyPatch) -> None:
     made = running(Cluster(1, 1, host="0.0.0.0"), monkeypatch)
     assert await made.shape(Shape(prefill=1, decode=1)) == "http://10.0.0.9:81"
+
+
+async def test_locked_doors_are_asked_with_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = running(Cluster(1, 1, tls=True), monkeypatch)
+    assert await made.shape(Shape(prefill=1, decode=1)) == "https://127.0.0.1:81"
+    made = running(Cluster(1, 1, host="[::]", tls=True), monkeypatch)
+    assert await made.shape(Shape(prefill=1, decode=1)) == "https://10.0.0.9:81"
+
+
+async def test_an_admin_door_is_believed_by_its_authority_or_its_own_file(tmp_path: Path) -> None:
+    files = Authority(tmp_path).issue("127.0.0.1")
+    elsewhere = Authority(tmp_path / "other").issue("localhost")
+    for offered, trust, said in (
+        (files, None, "cannot be reached.*--ca"),
+        (files, trusting(files.ca), "is it an admin door"),
+        (elsewhere, trusting(elsewhere.ca), "cannot be reached.*must name the host"),
+        (elsewhere, pinned(elsewhere.cert), "is it an admin door"),
+        (files, pinned(elsewhere.cert), "cannot be reached"),
+    ):
+        with locked_server(offered) as url:
+            door = AdminDoor(url, "k", trust=trust)
+            with pytest.raises(SystemUnavailable, match=said):
+                await door.status()
+            await door.close()
+
+
+async def test_a_model_behind_a_certificate_that_is_not_believed_is_explained(tmp_path: Path) -> None:
+    files = Authority(tmp_path).issue("127.0.0.1")
+    with locked_server(files) as url:
+
+        class System:
+            async def shape(self, shape: Shape) -> str:
+                return url
+
+            async def close(self) -> None:
+                pass
+
+        for ca_file, said in (("", "--ca"), (files.ca, "404")):
+            with pytest.raises(SystemUnavailable, match=said):
+                await Served(System(), lambda: None, {}, ca_file=ca_file).shape(Shape(prefill=1, decode=1))
+
+
+@contextmanager
+def locked_server(files: Files) -> Iterator[str]:
+    """Answers everything with 404, over TLS."""
+
+    class Nothing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files.cert, files.key)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nothing) as listening:
+        listening.socket = context.wrap_socket(listening.socket, server_side=True)
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield f"https://127.0.0.1:{listening.server_port}"
+        listening.shutdown()
 
 
 async def test_what_a_running_cluster_cannot_change_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

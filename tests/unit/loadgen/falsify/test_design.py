@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from falsify_cases import a_design, traffic
 
-from loadgen.falsify.design import orders, stretches, write_design
+from loadgen.falsify.design import Client, orders, stretches, write_design
 from loadgen.falsify.questions import arms
 
 
@@ -28,6 +28,8 @@ def test_every_field_is_in_the_hash() -> None:
         "traffic": traffic(speedup=2.0),
         "arms": tuple(reversed(design.arms)),
         "simulated": True,
+        "options": {"worker_options": {"kv_cache_bytes": 1}},
+        "client": Client(lag_limit_ms=99.0),
     }
     changed = [msgspec.structs.replace(design, **{name: value}) for name, value in changes.items()]
     assert len({design.digest, *(each.digest for each in changed)}) == 1 + len(changes)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,9 +14,11 @@ import pytest
 from falsify_cases import ScriptedBackend, a_design
 
 from loadgen.client.plan import make_plan
-from loadgen.experiment.shape import Shape
-from loadgen.falsify.cli import falsify
-from loadgen.falsify.trial import Client, Trial, digest_of
+from loadgen.experiment.shape import Shape, SystemUnavailable
+from loadgen.falsify import assemble
+from loadgen.falsify.cli import _run, falsify
+from loadgen.falsify.report import as_data, page, verdict_text
+from loadgen.falsify.trial import Trial, digest_of
 from loadgen.falsify.verdict import Answer, judge
 from loadgen.planner.options import EngineOptions
 from loadgen.traces.mooncake import TraceRequest
@@ -30,7 +35,7 @@ def workload(num_requests: int = 400) -> Workload:
 
 def run(backend: ScriptedBackend, folder: Path, **of_design: object) -> Trial:
     design = a_design(**of_design)  # type: ignore[arg-type]
-    trial = Trial(design, workload(), backend, Client(), folder, lambda text: None)
+    trial = Trial(design, workload(), backend, folder, lambda text: None)
     asyncio.run(trial.run())
     return trial
 
@@ -136,11 +141,125 @@ def test_stopped_in_a_run_there_is_no_verdict(tmp_path: Path) -> None:
                 result.invalid_because.append("the run was stopped before its end")
             return result, use
 
-    from loadgen.falsify.cli import _run
-
     backend = Interrupting(lambda shape, number: bool(shape.prefill))
-    trial = Trial(a_design(), workload(), backend, Client(), tmp_path, lambda text: None)
+    trial = Trial(a_design(), workload(), backend, tmp_path, lambda text: None)
     assert asyncio.run(_run(trial, backend)) is True
     assert backend.closed
     assert len(trial.blocks) < 8
     assert judge(a_design(), trial.blocks, stopped=True).answer is Answer.CANNOT_TELL
+
+
+def test_sigterm_ends_a_trial_as_ctrl_c_does(tmp_path: Path) -> None:
+    class Told(ScriptedBackend):
+        async def shape(self, shape: Shape) -> tuple[str, str]:
+            if len(self.calls) > 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.Event().wait()
+            return await super().shape(shape)
+
+    backend = Told(lambda shape, number: True)
+    before = signal.signal(signal.SIGTERM, lambda *of: pytest.fail("nobody handles SIGTERM"))
+    try:
+        trial = Trial(a_design(), workload(), backend, tmp_path, lambda text: None)
+        assert asyncio.run(_run(trial, backend)) is True
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert backend.closed
+
+
+def test_no_two_trials_of_a_design_have_a_prompt_in_common(tmp_path: Path) -> None:
+    salts, trials = [], []
+    for number in range(2):
+        backend = ScriptedBackend(lambda shape, number: True)
+        trials.append(run(backend, tmp_path / str(number)))
+        salts.append({call[2].salt for call in backend.calls if call[0] == "measure"})
+    assert salts[0].isdisjoint(salts[1])
+    verdict = judge(a_design(), trials[0].blocks)
+    data = [as_data(a_design(), trial.blocks, verdict, trial.salt) for trial in trials]
+    assert data[0]["salt"] != data[1]["salt"]
+    assert data[0]["sha256"] == data[1]["sha256"]
+
+
+def test_a_folder_with_runs_takes_no_second_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stopped before its verdict, a trial has shown figures all the same."""
+    trace, out = write_log(tmp_path / "mine.jsonl"), tmp_path / "out"
+    options = {"slo": "ttft_ms=90,tpot_ms=1000", "blocks": 4, "out": out, "simulate": True, "engine": ENGINE}
+    assert falsify(str(trace), **options, register_only=True) == 0  # type: ignore[arg-type]
+    (out / "block-01-colocated.run.json").write_text("{}")
+    assert falsify(str(trace), **options) == 1  # type: ignore[arg-type]
+    assert "runs of this design" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("remote", "words"),
+    [(False, "not one was prefilled by a prefill worker"), (True, "not what this run was to measure")],
+)
+def test_arms_that_are_not_what_they_say_make_a_trial_void(tmp_path: Path, remote: bool, words: str) -> None:
+    with pytest.raises(SystemUnavailable, match=f"the trial is void: .*{words}"):
+        run(ScriptedBackend(lambda shape, number: True, remote=lambda shape: remote), tmp_path)
+
+
+def test_arms_that_are_what_they_say_are_compared(tmp_path: Path) -> None:
+    backend = ScriptedBackend(lambda shape, number: True, remote=lambda shape: bool(shape.prefill))
+    assert len(run(backend, tmp_path).blocks) == 8
+    assert {call[2].extra_body["return_report"] for call in backend.calls if call[0] == "measure"} == {True}
+    never = ScriptedBackend(lambda shape, number: True, remote=lambda shape: False)
+    assert len(run(never, tmp_path / "cache", question="cache-aware").blocks) == 8  # there the router may choose
+
+
+@pytest.mark.parametrize(
+    ("simulated", "label"),
+    [(True, "SIMULATED, not measured"), (None, "not known whether a model computed"), (False, "")],
+)
+def test_a_cluster_without_a_model_is_labelled(tmp_path: Path, simulated: bool | None, label: str) -> None:
+    trial = run(ScriptedBackend(lambda shape, number: bool(shape.prefill), simulated=simulated), tmp_path)
+    verdict = judge(a_design(), trial.blocks)
+    said = (verdict_text(a_design(), trial.blocks, verdict), page(a_design(), trial.blocks, verdict))
+    for text in said:
+        assert label in text
+        assert ("SIMULATED" in text) is (simulated is True)
+    assert as_data(a_design(), trial.blocks, verdict, 0)["simulated"] is simulated
+
+
+def test_a_file_by_its_format_is_read_whole(tmp_path: Path) -> None:
+    trace = write_log(tmp_path / "mine.jsonl", 60)
+    options = {"rate": 0.0, "speedup": 1.0, "jitter_ms": None, "limits": (None, None), "warmup_share": 0.0}
+    found, _ = assemble.read_traffic(f"log:{trace}", num_requests=40, **options)  # type: ignore[arg-type]
+    assert (found.trace, found.requests_in_trace) == ("mine.jsonl", 60)
+    options["rate"] = 2.0
+    generated, _ = assemble.read_traffic("sessions:turns=3..6", num_requests=40, **options)  # type: ignore[arg-type]
+    assert generated.requests_in_trace == 40
+
+
+def test_a_cluster_file_is_what_it_says_and_flags_are_stronger(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[cluster]\nmodel = "file"\ncores_per_worker = 3\n')
+    read = [assemble.read_cluster(file, model, cores) for model, cores in (("", 0), ("flag", 2))]
+    assert [(each.model, each.cores_per_worker) for each in read] == [("file", 3), ("flag", 2)]
+    assert assemble.read_cluster(None, "", 0).model == "smollm2-135m-instruct"
+    for text in ('model = "file"\n', "cluster = 3\n"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"mine\.toml has no table \[cluster\]"):
+            assemble.read_cluster(file, "", 0)
+
+
+def test_what_decides_is_in_the_hash(tmp_path: Path) -> None:
+    trace, cluster = write_log(tmp_path / "mine.jsonl"), tmp_path / "mine.toml"
+    cluster.write_text("[cluster]\nworker_options = {kv_cache_bytes = 268435456}\n")
+    base = {"slo": "ttft_ms=90,tpot_ms=1000", "blocks": 4, "register_only": True}
+    changes: list[dict[str, object]] = [
+        {},
+        {"cluster": cluster},
+        {"lag_limit_ms": 99.0},
+        {"timeout": 1.0},
+        {"processes": 2},
+        {"vocabulary_size": 500},
+        {"simulate": True, "engine": ENGINE},
+        {"simulate": True, "engine": replace(ENGINE, kv_tokens=20_000)},
+    ]
+    found = set()
+    for number, change in enumerate(changes):
+        out = tmp_path / str(number)
+        assert falsify(str(trace), **base, **change, out=out) == 0  # type: ignore[arg-type]
+        found.add(json.loads((out / "design.json").read_text())["sha256"])
+    assert len(found) == len(changes)

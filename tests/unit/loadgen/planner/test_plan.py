@@ -11,12 +11,16 @@ import pytest
 
 from loadgen.arrivals import TraceTimes
 from loadgen.client.config import RunConfig
+from loadgen.experiment.cells import Cell
+from loadgen.experiment.results import CellRun
 from loadgen.experiment.shape import Shape
 from loadgen.experiment.simulated import Simulation
 from loadgen.experiment.tables import SimSpec
+from loadgen.planner.backtest import backtest
 from loadgen.planner.cli import MISSED, plan
 from loadgen.planner.options import EngineOptions, parse_slo
-from loadgen.planner.traffic import load_traffic
+from loadgen.planner.traffic import is_generator, load_traffic
+from loadgen.report.result import RunResult
 
 FITTED = "fitted:prefill_c0_ms=10,prefill_c1_ms_per_token=0.1,decode_c0_ms=10,decode_c1_ms_per_row=0.2"
 ENGINE = EngineOptions(timing=FITTED, kv_tokens=40_000, kv_bytes_per_token=1_000, max_batch_tokens=256, hop_ms=0.0)
@@ -110,6 +114,18 @@ def test_traffic_of_other_formats_and_generators(tmp_path: Path) -> None:
         load_traffic(str(unknown))
 
 
+def test_formats_by_name_and_any_generator(tmp_path: Path) -> None:
+    trace = write_log(tmp_path / "mine.jsonl", 4)
+    for given in (str(trace), f"log:{trace}"):
+        assert not is_generator(given)
+        assert (load_traffic(given).name, len(load_traffic(given).requests)) == ("mine.jsonl", 4)
+    for generator in ("sessions:turns=3..6", "prefix-share:share=0.5,input=64", "3*sessions:turns=2..3+0.5*documents"):
+        assert is_generator(generator)
+        assert len(load_traffic(generator, num_requests=5, rate=2.0).requests) == 5
+    with pytest.raises(ValueError, match=r"mein\.jsonl: there is no such file.*sessions.*mooncake"):
+        load_traffic("mein.jsonl")
+
+
 def test_slo() -> None:
     assert parse_slo("ttft_ms=1000,tpot_ms=50").attainment == 0.9
     for text in ("", "ttft_ms=0,tpot_ms=1", "ttft_ms=1,tpot_ms=1,attainment=2", "ttft_ms=x,tpot_ms=1"):
@@ -117,7 +133,7 @@ def test_slo() -> None:
             parse_slo(text)
 
 
-def measured_run(folder: Path, trace: Path, *, slower: float = 1.0) -> Path:
+def measured_run(folder: Path, trace: Path, *, slower: float = 1.0, simulated: bool = False) -> Path:
     """A run as `loadgen run` leaves it, of a cluster that is so much slower than the engine that predicts it."""
     fitted = {
         "prefill_c0_ms": 10 * slower,
@@ -140,6 +156,8 @@ def measured_run(folder: Path, trace: Path, *, slower: float = 1.0) -> Path:
     )
     shape = Shape(prefill=1, decode=2, max_batch_tokens=256)
     result, _ = asyncio.run(Simulation(spec).measure(config, shape, folder / "requests.jsonl"))
+    assert result.simulated
+    result = msgspec.structs.replace(result, simulated=simulated)
     path = folder / "mine-3.run.json"
     path.write_bytes(msgspec.json.encode(result))
     return path
@@ -162,3 +180,33 @@ def test_a_backtest_predicts_the_very_plan_of_the_run(tmp_path: Path, capsys: py
     assert "-20%" in said  # a quarter slower than predicted
     assert plan(str(trace), **options, backtest_fleet=()) == 1  # type: ignore[arg-type]
     assert "--backtest-fleet" in capsys.readouterr().err
+
+
+def test_a_simulated_run_is_no_test_of_the_simulator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = write_log(tmp_path / "mine.jsonl")
+    run = measured_run(tmp_path, trace, simulated=True)
+    options = {"slo": "ttft_ms=500,tpot_ms=15", "workers": 2, "seeds": 1, "engine": ENGINE, "backtest": (run,)}
+    assert plan(str(trace), **options, backtest_fleet=("1P+1D",)) == 1  # type: ignore[arg-type]
+    assert "was simulated" in capsys.readouterr().err
+
+
+def test_a_backtest_of_a_cell_places_as_the_cell_did(tmp_path: Path) -> None:
+    trace = write_log(tmp_path / "mine.jsonl")
+    result = msgspec.json.decode(measured_run(tmp_path, trace).read_bytes(), type=RunResult)
+    made = ENGINE.engine(load_traffic(str(trace)))
+    figures = {}
+    for remote_prefill in ("never", "always"):
+        cell = Cell(
+            mode="disaggregated",
+            prefill=2,
+            decode=1,
+            policy="min-ttft",
+            remote_prefill=remote_prefill,
+            max_batch_tokens=256,
+            rate=10.0,
+        )
+        path = tmp_path / f"{remote_prefill}.json"
+        path.write_bytes(msgspec.json.encode(CellRun(cell=cell, seed=3, result=result)))
+        found = backtest(path, None, made, "min_ttft", f"log:{trace}")
+        figures[remote_prefill] = [each.predicted for each in found.compared]
+    assert figures["never"] != figures["always"]

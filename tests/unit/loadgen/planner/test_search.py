@@ -63,6 +63,39 @@ def test_what_is_clearly_worse_gets_no_further_seeds() -> None:
     assert seeds[1] == seeds[7] == 3
 
 
+def test_a_fleet_that_left_in_the_last_round_is_told_with_all_its_seeds() -> None:
+    """The third seed still has it level, so it stays for the second round, and the fourth and fifth say it is worse."""
+
+    def measure(fleet: Fleet, seed: int) -> Outcome:
+        level = 0.9 + 0.001 * seed
+        return outcome(level if fleet == Fleet(1, 2) or seed < 3 else level - 0.5 - 0.001 * seed)
+
+    found = search(3, measure, 30, flat=0.01)
+    assert {str(each.fleet): len(each.outcomes) for each in found.found} == {"1P+2D": 30, "2P+1D": 30}
+    worse = found.found[1]
+    assert worse.minus_best is not None
+    assert worse.minus_best.high < -0.01
+
+
+def test_with_one_seed_figures_still_tell_what_is_as_good_and_none_is_surely_worse() -> None:
+    found = search(10, Hill(0.5, steep=0.1), 1, flat=0.011)
+    assert {each.fleet.num_prefill for each in flat_region(found.found, 0.011)} == {4, 5, 6}
+    assert all(each.may_be_best for each in found.found)
+
+
+def test_the_target_is_held_against_seeds_that_did_not_choose() -> None:
+    """Whatever was chosen was lucky: on fresh seeds it attains less."""
+
+    def measure(fleet: Fleet, seed: int) -> Outcome:
+        return outcome((0.95 if fleet.num_prefill else 0.5) - (0.1 if seed >= 3 else 0.0))
+
+    found = search(3, measure, 3, flat=0.01)
+    assert found.overall.mean.attainment == pytest.approx(0.95)
+    assert found.attained == pytest.approx(0.85)
+    made, tried = smallest(3, measure, 3, 0.01, 0.9)
+    assert (made.num_workers, tried[3]) == (3, pytest.approx(0.85))
+
+
 def test_noise_that_all_share_does_not_hide_a_small_difference() -> None:
     """Seeds move everything by 5 points; the neighbours of the best are 3 behind it in every one of them."""
     found = search(6, Hill(0.5, steep=0.2, noise=0.01), 8, flat=0.0)

@@ -8,11 +8,12 @@ import pytest
 from sim_cases import BLOCK_SIZE, requests_with_ids, small_config
 
 from diptych.engine.sim.timing import FixedTiming
+from loadgen.report.phases import jain
 from loadgen.sim.baselines import round_robin
 from loadgen.sim.cluster import simulate
 from loadgen.sim.config import Fleet
 from loadgen.sim.front import GUESS_LASTS_S
-from loadgen.sim.metrics import Limits, jain, latency, summarise
+from loadgen.sim.metrics import Limits, latency, summarise
 from loadgen.sim.policies import POLICIES, policy_named
 from loadgen.sim.requests import BlockNames, SimRequest
 from loadgen.sim.workload import ClosedLoop, OpenLoop, replay
