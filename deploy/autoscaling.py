@@ -82,7 +82,8 @@ class Autoscaling:
         present = [hosted for hosted in self._pools if hosted.kind is kind and not self._is_leaving(hosted)]
         starting_s = [now_s - self._starting_since_s[h.id] for h in present if h.id in self._starting_since_s]
         reports = [self._report(hosted) for hosted in present if self._serves(hosted)]
-        return PoolView(self._pools.wanted.counts[kind], tuple(reports), tuple(starting_s))
+        queued_tokens = self._monitor.queued_tokens if kind is Kind.PREFILL else 0
+        return PoolView(self._pools.wanted.counts[kind], tuple(reports), tuple(starting_s), queued_tokens)
 
     def _report(self, hosted: Hosted) -> Report:
         if (vitals := self._monitor.vitals(hosted.id)) is None:

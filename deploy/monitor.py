@@ -53,6 +53,7 @@ class Monitor:
         self._workers: dict[str, str] = {}  # the same: incarnation
         self._doors: dict[str, dict[Kind, int] | None] = {}  # of routers: workers that they would use, if known
         self._probing: dict[str, frozenset[str]] = {}  # of routers: incarnations that no canary has gone through yet
+        self._queued: dict[str, int] = {}  # of routers: tokens of prompts that wait in them
         self._asked_s: dict[str, float] = {}  # of routers: when the door was asked what it answered last
         self._new_since_s: dict[str, float] = {}  # of workers that some router may not have seen yet
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -78,7 +79,15 @@ class Monitor:
     def _forget(self, id: str) -> None:
         if (task := self._tasks.pop(id, None)) is not None:
             task.cancel()
-        for known in (self._vitals, self._workers, self._doors, self._probing, self._asked_s, self._new_since_s):
+        for known in (
+            self._vitals,
+            self._workers,
+            self._doors,
+            self._probing,
+            self._queued,
+            self._asked_s,
+            self._new_since_s,
+        ):
             known.pop(id, None)
 
     def vitals(self, id: str) -> Vitals | None:
@@ -99,6 +108,11 @@ class Monitor:
         worker_id = self._workers.get(id, "")
         is_new = id not in self._tasks or id in self._new_since_s
         return is_new or any(worker_id in probing for probing in self._probing.values())
+
+    @property
+    def queued_tokens(self) -> int:
+        """Of prompts that wait in the routers, as these said last."""
+        return sum(self._queued.values())
 
     def placeable(self) -> dict[Kind, int]:
         """Workers that every router would use; empty while a router has not said so lately."""
@@ -161,7 +175,7 @@ class Monitor:
                 with contextlib.suppress(httpx.HTTPError, msgspec.DecodeError):
                     answer = await client.get(f"{url}/health")
                     self._vitals[id].heard()
-                    counts, probing = _counts(answer.content)
+                    counts, probing, self._queued[id] = _counts(answer.content)
                     self._asked_s[id] = asked_at_s
                 if asked_at_s < self._trust_from_s:
                     counts = None
@@ -179,8 +193,8 @@ class Monitor:
         return len(self._new_since_s) < before
 
 
-def _counts(health: bytes) -> tuple[dict[Kind, int], frozenset[str]]:
-    """Workers that a router would place on, and the ids of those that it is still probing."""
+def _counts(health: bytes) -> tuple[dict[Kind, int], frozenset[str], int]:
+    """Workers that a router would place on, the ids of those that it is still probing, and tokens that wait in it."""
     details = msgspec.json.decode(health).get("details", {})
     counts = {kind: int(details.get(f"{kind}_workers", 0)) for kind in POOLS}
-    return counts, frozenset(details.get("probing", ()))
+    return counts, frozenset(details.get("probing", ())), int(details.get("queued_tokens", 0))

@@ -37,6 +37,7 @@ class PrefillMeter:
     def __init__(self, settings: AutoscaleSettings) -> None:
         self._stale_after_s = settings.stale_after_s
         self._last: dict[str, WorkerStats] = {}
+        self._queued_tokens = 0.0  # in routers
         self._intervals: deque[_Interval] = deque()
         self._looked_s: float | None = None
         self._tokens_per_s = 0.0
@@ -45,22 +46,23 @@ class PrefillMeter:
         known, fresh = _heard(pool, self._stale_after_s)
         stand_for = known.ready / known.fresh if known.fresh else 1.0
         tokens = computed = prompts = 0.0
-        for worker_id, stats in fresh.items():
+        for worker_id, stats in fresh.items():  # what a router lets through comes to a worker: counted here, less there
             if (last := self._last.get(worker_id)) is not None:
                 tokens += max(0.0, _brought(stats) - _brought(last))
                 computed += max(0, stats.prompt_tokens_computed_total - last.prompt_tokens_computed_total)
                 prompts += max(0, stats.transfers_total - last.transfers_total)
-        self._last = fresh
+        came = max(0.0, tokens * stand_for + pool.queued_tokens - self._queued_tokens)
+        self._last, self._queued_tokens = fresh, pool.queued_tokens
         if self._looked_s is not None and now_s > self._looked_s:
             lasted_s = now_s - self._looked_s
-            self._intervals.append(_Interval(now_s, lasted_s, *(n * stand_for for n in (tokens, computed, prompts))))
+            self._intervals.append(_Interval(now_s, lasted_s, came, computed * stand_for, prompts * stand_for))
         self._looked_s = now_s
         while self._intervals and self._intervals[0].ended_s <= now_s - LONGEST_S:
             self._intervals.popleft()
         measured = [stats.prefill_tokens_per_s for stats in fresh.values() if stats.prefill_tokens_per_s > 0]
         if measured:
             self._tokens_per_s = median(measured)  # one that is new and slow is outvoted
-        queued = sum(stats.waiting_prefill_tokens for stats in fresh.values()) * stand_for
+        queued = sum(stats.waiting_prefill_tokens for stats in fresh.values()) * stand_for + pool.queued_tokens
         return known, PrefillLoad(queued, *self._rates(), self._tokens_per_s)
 
     @property

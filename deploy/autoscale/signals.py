@@ -25,6 +25,7 @@ class PoolView:
     wanted: int
     reports: tuple[Report, ...] = ()  # of every worker that serves
     starting_s: tuple[float, ...] = ()  # for how long those that do not serve yet have been starting
+    queued_tokens: float = 0.0  # of prompts that wait for the pool in the routers
 
 
 @dataclass(frozen=True, slots=True)

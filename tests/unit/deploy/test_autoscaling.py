@@ -35,6 +35,7 @@ class World:
     start_s: dict[Kind, float] = field(default_factory=dict)
     probing: set[str] = field(default_factory=set)
     leaving: set[str] = field(default_factory=set)
+    queued_tokens: int = 0
 
     def __post_init__(self) -> None:
         self.now_s = 0.0

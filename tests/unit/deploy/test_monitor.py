@@ -41,7 +41,7 @@ class Door:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         self.num_asked += 1
-        body = msgspec.json.encode({"details": {"decode_workers": 1, "probing": self.probing}})
+        body = msgspec.json.encode({"details": {"decode_workers": 1, "probing": self.probing, "queued_tokens": 70}})
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
         await writer.drain()
         writer.close()
@@ -79,6 +79,7 @@ async def test_a_worker_is_probed_until_every_router_had_time_to_say_so(monitor:
         await until(lambda: not monitor.is_probing("d1"))
         monitor.watch_router("r3", second.url)
         assert not monitor.is_probing("d1")  # a router that begins un-proves nobody
+        await until(lambda: monitor.queued_tokens == 70 * len(monitor._doors))
         first.probing = {"d1@host": ""}
         await until(lambda: monitor.is_probing("d1"))
 
