@@ -12,6 +12,8 @@ from router.placement.policy import Pick, first_allowed, pick_apart
 from router.placement.scene import Scene
 from router.placement.views import WorkerView
 
+DRAWS = 1 << 30  # as good as no two alike
+
 
 @dataclass(frozen=True, slots=True)
 class Random:
@@ -21,10 +23,10 @@ class Random:
         return workers
 
     def prefill_cost(self, scene: Scene, worker: WorkerView) -> float:
-        return 0.0
+        return scene.dice.below(DRAWS)
 
     def decode_cost(self, scene: Scene, worker: WorkerView) -> float:
-        return 0.0
+        return scene.dice.below(DRAWS)
 
     def pick(self, scene: Scene, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> Pick | None:
         return pick_apart(self, scene, prefills, decodes)
@@ -42,7 +44,9 @@ class RoundRobin:
         return 0.0
 
     def decode_cost(self, scene: Scene, worker: WorkerView) -> float:
-        return 0.0
+        """How far it is from its turn."""
+        colleagues = [view.worker_id for view in scene.workers if view.role is worker.role]
+        return (colleagues.index(worker.worker_id) - scene.turn) % len(colleagues)
 
     def pick(self, scene: Scene, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> Pick | None:
         return first_allowed(scene, prefills, decodes)
