@@ -17,16 +17,19 @@ from diptych.errors import DiptychError, Draining, InternalError, LegFailed
 from diptych.messages import Update
 from router.placement import Avoid, Pair
 
+MAX_MOVES = 16  # off workers that leave in good order: each costs nobody anything but time
 MAX_DEATHS = 2  # attempts that ended with the loss of a worker: the request itself may be what kills them
 
 
 class Attempts:
-    """The failures of one request. `limit`: how often it may be tried in all, at least once."""
+    """The failures of one request. `limit`: how often it may be tried in all, at least once; to be moved off a worker
+    that leaves is no failure of either."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._errors: list[DiptychError] = []
         self._num_deaths = 0
+        self._num_moves = 0
         self._workers: set[str] = set()
         self._pairs: set[Pair] = set()
 
@@ -60,11 +63,13 @@ class Attempts:
             DiptychError: `error`, when another attempt would not help or is one too many.
         """
         self._errors.append(error)
-        self._num_deaths += bool(lost)
+        left = isinstance(error, Draining)
+        self._num_moves += left
+        self._num_deaths += bool(lost) and not left
         self._pairs.add(pair)
         self._workers |= lost | ({refused_by} if refused_by else set())
         hopeless = not isinstance(error, LegFailed | Draining)
-        if hopeless or self.num_failed >= self._limit:
+        if hopeless or self.num_failed - self._num_moves >= self._limit or self._num_moves >= MAX_MOVES:
             raise error
         if self._num_deaths >= MAX_DEATHS:
             raise InternalError(

@@ -11,8 +11,19 @@ import contextlib
 from collections.abc import Callable
 
 from diptych import rpc
-from diptych.errors import DiptychError, InternalError, LegFailed
-from diptych.messages import LEG_OVER, Abort, Reserve, Start, Subscribe, Ticket, Update, WorkerRecord, WorkerStats
+from diptych.errors import DiptychError, Draining, InternalError, LegFailed
+from diptych.messages import (
+    LEG_OVER,
+    Abort,
+    Reserve,
+    Start,
+    Subscribe,
+    Ticket,
+    Update,
+    WorkerRecord,
+    WorkerState,
+    WorkerStats,
+)
 from diptych.telemetry import Logger
 from diptych.tls import ClusterTls
 from router.mailbox import Mailbox
@@ -20,6 +31,7 @@ from router.mailbox import Mailbox
 ABORT_TIMEOUT_S = 2.0
 ABORT_ATTEMPTS = 3  # after that the worker's own deadline releases the request
 RECONNECT_S = 0.2
+RETRY_AFTER_S = 1.0
 
 
 class WorkerLink:
@@ -95,9 +107,10 @@ class WorkerLink:
 
     async def _read_frames(self) -> None:
         while True:
-            error: DiptychError = LegFailed(f"{self.record.worker_id} closed its stream")
+            error: DiptychError
             try:
                 await self._read_until_broken()
+                error = self._goodbye()
             except DiptychError as broken:
                 error = broken
             except TimeoutError:
@@ -135,12 +148,20 @@ class WorkerLink:
         elif (mailbox := self._mailboxes.get(update.request_id)) is not None:
             mailbox.put(update)
 
+    def _goodbye(self) -> DiptychError:
+        """What it means when the worker ends its stream in good order."""
+        worker = self.record.worker_id
+        if self.record.state is WorkerState.DRAINING:
+            return Draining(f"{worker} has left; retry", retry_after_s=RETRY_AFTER_S)
+        return LegFailed(f"{worker} closed its stream")
+
     def _lost(self, error: DiptychError) -> None:
         if self.connected:
             self._log.warning("worker_lost", worker=self.record.worker_id, reason=error.message, requests=self.num_open)
         self.connected = False
+        lost = error if isinstance(error, Draining) else LegFailed(f"a worker was lost: {error.message}")
         for mailbox in self._mailboxes.values():
-            mailbox.fail(LegFailed(f"a worker was lost: {error.message}"))
+            mailbox.fail(lost)
         self._on_change()
 
     async def _abort(self, request_id: str) -> None:

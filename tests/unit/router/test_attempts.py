@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from diptych.errors import BadRequest, DeadlineExceeded, DiptychError, Draining, InternalError, LegFailed, NoCapacity
 from diptych.messages import FinishReason, TokenLogprob, Update
-from router.attempts import Attempts, Given
+from router.attempts import MAX_MOVES, Attempts, Given
 from router.placement import Avoid
 from router.suspects import SUSPECT_S, Suspects
 
@@ -47,6 +47,24 @@ def test_a_request_that_kills_its_workers_is_stopped() -> None:
     attempts.failed(LegFailed("a transfer"), ("p", "d"), "", set())
     with pytest.raises(InternalError, match="2 times a worker was lost"):
         attempts.failed(LegFailed("another"), ("p2", "d"), "", {"p2"})
+
+
+def test_to_be_moved_off_workers_that_leave_is_no_failure() -> None:
+    attempts = Attempts(2)
+    for i in range(MAX_MOVES - 1):
+        attempts.failed(Draining("leaving"), (f"p{i}", f"d{i}"), "", {f"p{i}"})  # its connection goes with it
+    attempts.failed(LegFailed("a transfer"), ("p", "d"), "", set())  # the first of two
+    assert f"p{MAX_MOVES - 2}" in attempts.avoid.workers
+    with pytest.raises(LegFailed):
+        attempts.failed(LegFailed("another"), ("p", "d"), "", set())
+
+
+def test_nobody_is_moved_for_ever() -> None:
+    attempts = Attempts(2)
+    for _ in range(MAX_MOVES - 1):
+        attempts.failed(Draining("leaving"), PAIR, "", set())
+    with pytest.raises(Draining):
+        attempts.failed(Draining("leaving"), PAIR, "", set())
 
 
 def update(choice: int, position: int, tokens: list[int], last: bool = False) -> Update:
