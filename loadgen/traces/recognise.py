@@ -25,9 +25,7 @@ def recognise(path: Path) -> str:
     first = text.partition("\n")[0]
     kind = _of_line(first) if first.startswith("{") else _of_header(first)
     if not kind:
-        raise ValueError(
-            f"the first line of {path.name} is of no known format; name it, e.g. mooncake:{path.name}"
-        )
+        raise ValueError(f"the first line of {path.name} is of no known format; name it, e.g. mooncake:{path.name}")
     return kind
 
 
