@@ -102,14 +102,19 @@ async def test_without_a_key_nothing_but_health_is_shown(client: httpx.AsyncClie
 
 
 async def test_health_tells_strangers_counts_and_no_more(client: httpx.AsyncClient, doors: Doors) -> None:
-    details = {"decode_workers": 2, "queued": 3, "probing": {"decode-7": "10.1.2.3:5 refused"}, "degraded": ["6379"]}
+    details = {
+        "decode_workers": 2,
+        "queued_tokens": 3,
+        "probing": {"decode-7": "10.1.2.3:5 refused"},
+        "degraded": ["6379"],
+    }
     doors.view = HealthView(healthy=False, ready=True, reasons=("10.1.2.3:5 is away",), details=details)
     for headers in ({}, bearer("sk-diptych-wrong")):
         answer = await client.get("/health", headers=headers)
         assert answer.status_code == 503
-        told = {"decode_workers": 2, "queued": 3, "probing": {"decode-7": ""}}
+        told = {"decode_workers": 2, "queued_tokens": 3, "probing": {"decode-7": ""}}
         assert answer.json() == {"healthy": False, "ready": True, "reasons": [], "details": told}
-        assert _counts(answer.content) == ({Kind.PREFILL: 0, Kind.DECODE: 2}, frozenset({"decode-7"}))
+        assert _counts(answer.content) == ({Kind.PREFILL: 0, Kind.DECODE: 2}, frozenset({"decode-7"}), 3)
     answer = await client.get("/health", headers=bearer(ACME))
     assert (answer.json()["reasons"], answer.json()["details"]) == (["10.1.2.3:5 is away"], details)
 
