@@ -23,11 +23,11 @@ import httpx
 import msgspec
 
 from deploy.admin_wait import drained, gone, role_changed, scaled
-from deploy.doors import pinned, trusting
 from deploy.reconcile import Kind
 from deploy.running import Running, RunningFiles
 from deploy.status import ClusterStatus
 from diptych.errors import BadRequest, DiptychError, WireError, from_wire
+from diptych.trust import pinned, trusting
 
 POLL_S = 0.25
 REQUEST_TIMEOUT_S = 75.0  # a controller that is being started again included

@@ -22,7 +22,7 @@ from deploy.admin_door import make_admin_app
 from deploy.ask import AskError, ask, chat_body, summary
 from deploy.cluster import Cluster, describe_crash
 from deploy.cluster_config import ClusterConfig
-from deploy.doors import door_url, pinned
+from deploy.doors import door_url
 from deploy.embedded_valkey import ValkeyError
 from deploy.leftovers import Footprint
 from deploy.model_store import ModelError
@@ -34,6 +34,7 @@ from deploy.running import Running, RunningFiles
 from deploy.status import ClusterError, ClusterStatus
 from deploy.supervise import Told, stop_listening
 from deploy.web_server import served
+from diptych.trust import pinned
 
 WATCH_INTERVAL_S = 1.0
 HANG_S = 20.0  # of the controller; far less than the time after which processes believe that there is none

@@ -67,8 +67,8 @@ class Router:
                 while not given.done:
                     booked = await self._placer.place(request, hashes, attempts, report, alone=turn.alone)
                     legs = self._legs(request, booked)
-                    turn.placed(legs.pair[1])
                     with self._retrying(attempts, legs), open_legs(legs, deadline):
+                        turn.placed(legs.pair[1])
                         submission = self._submission(legs, request, deadline, traceparent)
                         await self._begin(legs, submission, deadline, report)
                         while not given.done:

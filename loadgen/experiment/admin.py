@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
+from diptych.trust import trusting
 from loadgen.experiment.shape import Say, Shape, SystemUnavailable
-from loadgen.experiment.trust import hint, trusting
+from loadgen.experiment.trust import hint
 
 POLL_S = 0.25
 REQUEST_TIMEOUT_S = 75.0  # as long as a controller that is being started again may take

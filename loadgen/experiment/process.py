@@ -17,8 +17,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from diptych.trust import pinned
 from loadgen.experiment.shape import SystemUnavailable
-from loadgen.experiment.trust import pinned
 
 READY = "Ctrl-C stops everything"  # said when the cluster has answered its first question
 POLL_S = 0.1

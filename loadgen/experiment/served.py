@@ -8,11 +8,12 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from diptych.trust import trusting
 from loadgen.client.config import Progress, RunConfig
 from loadgen.client.run import run_once
 from loadgen.experiment.admin import AdminDoor
 from loadgen.experiment.shape import Shape, System, SystemUnavailable
-from loadgen.experiment.trust import hint, trusting
+from loadgen.experiment.trust import hint
 from loadgen.experiment.use import Sampler, Use
 from loadgen.report.result import RunResult
 

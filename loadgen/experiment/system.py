@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diptych.trust import trusting
 from loadgen.experiment.admin import AdminDoor, Status
 from loadgen.experiment.process import UpProcess, find_door, running_folder
 from loadgen.experiment.shape import Say, Shape, System, SystemUnavailable
 from loadgen.experiment.toml import to_toml
-from loadgen.experiment.trust import trusting
 
 __all__ = ["RunningCluster", "Shape", "StartedCluster", "System", "SystemUnavailable", "running_cluster"]
 

@@ -14,8 +14,8 @@ import pytest
 from certificates import Authority
 from up_process import UpProcess, free_port
 
-from deploy.doors import pinned
 from diptych.tls import CLUSTER_NAME
+from diptych.trust import pinned
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "return_report": True}
 

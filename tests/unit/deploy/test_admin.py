@@ -17,7 +17,6 @@ from certificates import Authority
 from deploy.admin_door import make_admin_app
 from deploy.api import Admin, AdminError, find
 from deploy.cli import app
-from deploy.doors import pinned, trusting
 from deploy.reconcile import Kind, State
 from deploy.running import Running, RunningFiles
 from deploy.status import ClusterError, ClusterStatus, Hosting, ProcessStatus
@@ -26,6 +25,7 @@ from deploy.wanted import Wanted
 from deploy.web_server import served
 from diptych.errors import BadRequest
 from diptych.messages import WorkerStats
+from diptych.trust import pinned, trusting
 
 KEY = "a-key"
 

@@ -16,13 +16,13 @@ import httpx
 import pytest
 from certificates import Authority, Files
 
+from diptych.trust import pinned, trusting
 from loadgen.experiment import admin, system
 from loadgen.experiment.admin import AdminDoor, Stats
 from loadgen.experiment.process import find_door
 from loadgen.experiment.served import Served
 from loadgen.experiment.system import RunningCluster, Shape, SystemUnavailable, describe
 from loadgen.experiment.toml import to_toml
-from loadgen.experiment.trust import pinned, trusting
 from loadgen.experiment.use import Sampler
 
 
