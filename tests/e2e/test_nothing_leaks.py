@@ -128,7 +128,7 @@ async def stream_events(client: httpx.AsyncClient, body: dict[str, Any]) -> list
 @by_way
 async def test_left_while_queued(cluster: ProcessCluster, reference: Reference, way: type[Running]) -> None:
     """Decode's blocks are taken, so the second request waits for its reservation."""
-    first_prompt, num_tokens = random_prompt(700, seed=2), 300
+    first_prompt, num_tokens = random_prompt(700, seed=2), 800  # long enough to look at while it lasts
     async with running(HttpStream, cluster, first_prompt, num_tokens) as first:
         await until(lambda: first.got(1), "the first request streams")
         async with running(way, cluster, random_prompt(1000, seed=3), 8) as second:
