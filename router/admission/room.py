@@ -42,7 +42,6 @@ class Room:
             end_ms: between two places in decode's batches that become free.
         """
         self._end_ms = end_ms
-        self._views = views
         self._max_queue_ms = max_worker_queue_ms
         self._prefilling = prefilling
         self._decodes = [view for view in views if view.role is Role.DECODE]
@@ -113,7 +112,7 @@ class Room:
 
     @cached_property
     def _unmeasured_ms(self) -> float:
-        return Rates.mean_of(self._views).prefill_ms_per_token
+        return Rates.mean_of(self._prefills, self._decodes).prefill_ms_per_token
 
     @cached_property
     def _mean_ms(self) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diptych.messages import Role
 from router.placement.policy import Pick, first_allowed, pick_apart
 from router.placement.scene import Scene
 from router.placement.views import WorkerView
@@ -45,8 +46,8 @@ class RoundRobin:
 
     def decode_cost(self, scene: Scene, worker: WorkerView) -> float:
         """How far it is from its turn."""
-        colleagues = [view.worker_id for view in scene.workers if view.role is worker.role]
-        return (colleagues.index(worker.worker_id) - scene.turn) % len(colleagues)
+        colleagues = scene.prefills if worker.role is Role.PREFILL else scene.decodes
+        return (colleagues.index(worker) - scene.turn) % len(colleagues)
 
     def pick(self, scene: Scene, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> Pick | None:
         return first_allowed(scene, prefills, decodes)

@@ -7,13 +7,12 @@ following the longest match alone never does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
-from operator import itemgetter
 
 from diptych.messages import Role
-from router.placement.policy import Pick
+from router.placement.policy import Pick, in_order
 from router.placement.scene import Local, Scene
 from router.placement.views import REMOTE, WorkerView
 
@@ -26,20 +25,16 @@ class MinTtft:
         """Decode workers with room for prompt and completion; if there are none, for the prompt; else all."""
         if workers[0].role is Role.PREFILL:
             return workers
-        roomy = [worker for worker in workers if scene.has_room(worker, to_grow=True)]
-        return roomy or [worker for worker in workers if scene.has_room(worker)] or workers
+        return scene.with_room_to_grow(workers) or [worker for worker in workers if scene.has_room(worker)] or workers
 
-    def prefill_cost(self, scene: Scene, worker: WorkerView) -> float:
-        return scene.first_token_ms(worker)
-
-    def decode_cost(self, scene: Scene, worker: WorkerView) -> float:
-        return scene.decode_ms(worker)
+    prefill_cost = staticmethod(Scene.first_token_ms)
+    decode_cost = staticmethod(Scene.decode_ms)
 
     def pick(self, scene: Scene, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> Pick | None:
         if not prefills:
             return None
-        by_decode = _by_decode(self, scene, decodes)
-        found = _cheapest_pair(self, scene, prefills, by_decode)
+        by_prefill, by_decode = _by_prefill(scene, prefills), _by_decode(scene, decodes)
+        found = _cheapest_pair(scene, by_prefill, by_decode)
         if found is None or scene.local is not Local.IF_SOONER:
             return found and found[1]
         pair_ms, pick = found
@@ -48,28 +43,41 @@ class MinTtft:
         return Pick(None, alone, reason, pick.prefills, pick.decodes) if alone and reason else pick
 
 
-Costed = list[tuple[float, WorkerView]]
+@dataclass(frozen=True, slots=True)
+class Costed:
+    """Workers of one role with what they cost, the cheapest first."""
+
+    ms: list[float]
+    workers: list[WorkerView]
+
+    def __iter__(self) -> Iterator[tuple[float, WorkerView]]:
+        return zip(self.ms, self.workers, strict=True)
 
 
-def _by_decode(policy: MinTtft, scene: Scene, decodes: Sequence[WorkerView]) -> Costed:
-    """By cost; equals by batch size (where nobody has measured it is all there is), then by what they hold."""
-    costed = [(policy.decode_cost(scene, d), d.num_running, -scene.matched(d), d) for d in scene.dice.rotated(decodes)]
-    costed.sort(key=itemgetter(0, 1, 2))
-    return [(ms, decode) for ms, _, _, decode in costed]
+def _by_prefill(scene: Scene, prefills: Sequence[WorkerView]) -> Costed:
+    """Equals by what they hold."""
+    prefills = scene.dice.rotated(prefills)
+    ms = [scene.first_token_ms(prefill) for prefill in prefills]
+    order = in_order(ms, [-scene.matched(prefill) for prefill in prefills])
+    return Costed([ms[at] for at in order], [prefills[at] for at in order])
 
 
-def _cheapest_pair(
-    policy: MinTtft, scene: Scene, prefills: Sequence[WorkerView], by_decode: Costed
-) -> tuple[float, Pick] | None:
+def _by_decode(scene: Scene, decodes: Sequence[WorkerView]) -> Costed:
+    """Equals by batch size (where nobody has measured it is all there is), then by what they hold."""
+    decodes = scene.dice.rotated(decodes)
+    ms = [scene.decode_ms(decode) for decode in decodes]
+    order = in_order(ms, [decode.num_running for decode in decodes], [-scene.matched(decode) for decode in decodes])
+    return Costed([ms[at] for at in order], [decodes[at] for at in order])
+
+
+def _cheapest_pair(scene: Scene, by_prefill: Costed, by_decode: Costed) -> tuple[float, Pick] | None:
     """Branch and bound: both roles in order of cost, until what is left cannot be cheaper, whatever its link.
 
     Exact up to `MAX_PAIRS`. O(workers log workers) where links are alike, because then one of the first pairs is best.
     """
-    least_decode_ms, longest = by_decode[0][0], max(scene.matched(decode) for _, decode in by_decode)
-    by_prefill = [(policy.prefill_cost(scene, p), -scene.matched(p), p) for p in scene.dice.rotated(prefills)]
-    by_prefill.sort(key=itemgetter(0, 1))
+    least_decode_ms, longest = by_decode.ms[0], max(map(scene.matched, by_decode.workers))
     best_ms, best, looked = inf, None, 0
-    for prefill_ms, _, prefill in by_prefill:
+    for prefill_ms, prefill in by_prefill:
         if prefill_ms + least_decode_ms >= best_ms or looked >= MAX_PAIRS:
             break
         least_ms = prefill_ms + scene.least_exposed_ms(prefill, longest)
@@ -83,7 +91,7 @@ def _cheapest_pair(
                     best_ms, best = ms, (prefill, decode)
     if best is None:
         return None
-    return best_ms, Pick(*best, REMOTE, [each[2] for each in by_prefill], [each for _, each in by_decode])
+    return best_ms, Pick(*best, REMOTE, by_prefill.workers, by_decode.workers)
 
 
 def _cheapest_alone(scene: Scene, by_decode: Costed, below_ms: float) -> tuple[float, WorkerView | None]:

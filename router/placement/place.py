@@ -11,12 +11,11 @@ from diptych.errors import NoCapacity
 from diptych.messages import Role
 from router.placement.dice import Dice
 from router.placement.min_ttft import MinTtft
-from router.placement.policy import Pick, Policy, pick_alone
+from router.placement.policy import MAX_CONSIDERED, Pick, Policy, pick_alone
 from router.placement.scene import Considered, Local, Scene
 from router.placement.views import NOTHING, UNLEARNT, Avoid, Learnt, Placement, PromptView, WorkerView
 
 RETRY_AFTER_S = 1.0
-MAX_CONSIDERED = 8  # of each role, kept with a placement to explain it
 _LOCAL = {"auto": Local.IF_SOONER, "prefer": Local.IF_NEEDED, "always": Local.NEVER, "never": Local.IF_NEEDED}
 _DEFAULT = MinTtft()
 
@@ -47,8 +46,7 @@ def place(
     views = [view for view in workers if view.worker_id not in avoid.workers] if avoid.workers else list(workers)
     if matches is None:
         matches = {view.worker_id: view.matched_tokens for view in views if view.matched_tokens}
-    prefills = [view for view in views if view.role is Role.PREFILL]
-    decodes = [view for view in views if view.role is Role.DECODE]
+    prefills, decodes = _by_role(views)
     if not decodes:
         raise NoCapacity(
             "no decode worker is ready; start one, or retry when one has joined", retry_after_s=RETRY_AFTER_S
@@ -56,9 +54,18 @@ def place(
     local = _LOCAL[remote_prefill]
     if prompt.force_remote and local is Local.IF_SOONER:
         local = Local.IF_NEEDED
-    scene = Scene(prompt, matches, views, turn, Dice(seed, turn), avoid, learnt, local)
+    scene = Scene(prompt, matches, prefills, decodes, turn, Dice(seed, turn), avoid, learnt, local)
     pick = _pick(policy, scene, prefills, decodes, remote_prefill)
     return _placement(scene, pick)
+
+
+def _by_role(views: Iterable[WorkerView]) -> tuple[list[WorkerView], list[WorkerView]]:
+    prefills: list[WorkerView] = []
+    decodes: list[WorkerView] = []
+    of_prefill = Role.PREFILL
+    for view in views:
+        (prefills if view.role is of_prefill else decodes).append(view)
+    return prefills, decodes
 
 
 def _pick(
@@ -106,7 +113,7 @@ def _considered(scene: Scene, pick: Pick) -> Considered:
     """The best few, the chosen ones first. Their matches alone are kept: a thousand decisions are remembered."""
     prefills = _first(pick.prefill, pick.prefills)
     decodes = _first(pick.decode, pick.decodes)
-    return Considered(scene.among((*prefills, *decodes)), prefills, decodes)
+    return Considered(scene.among(prefills, decodes), prefills, decodes)
 
 
 def _first(chosen: WorkerView | None, others: Sequence[WorkerView]) -> tuple[WorkerView, ...]:

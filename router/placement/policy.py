@@ -14,10 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Protocol
 
 from router.placement.scene import Scene
 from router.placement.views import REMOTE, WorkerView
+
+MAX_CONSIDERED = 8  # of each role, kept with a placement to explain it
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,25 @@ def first_allowed(scene: Scene, prefills: Sequence[WorkerView], decodes: Sequenc
 
 def pick_alone(policy: Policy, scene: Scene, decodes: Sequence[WorkerView], reason: str) -> Pick | None:
     """The decode worker that does both at the least cost, of equals the least busy; None: avoid them all."""
-    able = [worker for worker in scene.dice.rotated(decodes) if scene.allows(None, worker)]
-    able.sort(key=lambda it: (policy.prefill_cost(scene, it) + policy.decode_cost(scene, it), it.num_running))
-    return Pick(None, able[0], reason, decodes=able) if able else None
+    able = scene.dice.rotated(decodes)
+    if not scene.allows_all:
+        able = [worker for worker in able if scene.allows(None, worker)]
+    if not able:
+        return None
+    prefill_cost, decode_cost = policy.prefill_cost, policy.decode_cost
+    costs = [prefill_cost(scene, worker) + decode_cost(scene, worker) for worker in able]
+    limit = nsmallest(MAX_CONSIDERED, costs)[-1]  # a thousand need not be sorted
+    best = [at for at, cost in enumerate(costs) if cost <= limit]
+    best.sort(key=lambda at: (costs[at], able[at].num_running))
+    return Pick(None, able[best[0]], reason, decodes=[able[at] for at in best])
+
+
+def in_order(*keys: Sequence[float]) -> list[int]:
+    """Positions sorted by the first key, equals by the second, and so on; then as they came.
+
+    Sorts numbers alone: a tuple for each of a thousand workers would have the garbage collector run in every placement.
+    """
+    order = list(range(len(keys[0])))
+    for key in reversed(keys):
+        order.sort(key=key.__getitem__)
+    return order

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from diptych.messages import Role
 from router.placement.views import WorkerView, coarse
 
 # While nobody has measured anything. A small model on a CPU; wrong elsewhere, and replaced by the first measurement.
@@ -32,10 +31,8 @@ class Rates:
     apart: bool  # there is a prefill worker
 
     @classmethod
-    def mean_of(cls, workers: Sequence[WorkerView]) -> Rates:
+    def mean_of(cls, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> Rates:
         """Of those that have measured; of prefill workers, if any of them has, for prompts."""
-        prefills = [w for w in workers if w.role is Role.PREFILL]
-        decodes = workers if not prefills else [w for w in workers if w.role is Role.DECODE]
         some_prefills, some_decodes = _some(prefills), _some(decodes)
         either = [*some_prefills, *some_decodes]
         by_prefill = mean([w.prefill_ms_per_token for w in some_prefills], 0.0)

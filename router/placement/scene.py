@@ -13,13 +13,15 @@ Knows no clock, socket, Redis or randomness but its dice; decides nothing (`poli
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from diptych.messages import Role
 from router.placement.dice import Dice
 from router.placement.rates import Rates, drawn
 from router.placement.views import Avoid, Learnt, Link, PromptView, WorkerView, rounded
+
+_PREFILL = Role.PREFILL  # looked up for each of a thousand workers
 
 
 class Local(Enum):
@@ -36,25 +38,27 @@ class Scene:
 
     prompt: PromptView
     matches: Mapping[str, int]  # tokens of this prompt that a worker is believed to hold; who is missing holds none
-    workers: Sequence[WorkerView]
+    prefills: Sequence[WorkerView]
+    decodes: Sequence[WorkerView]
     turn: int  # rises with every placement of a router
     dice: Dice
     avoid: Avoid
     learnt: Learnt
     local: Local
     _rates: Rates | None = None
+    _ms_per_token: dict[float, float] = field(default_factory=dict)  # by own rate; of decode workers by its negative
 
     @property
     def rates(self) -> Rates:
         """Means over the fleet, made once."""
         if self._rates is None:
-            self._rates = Rates.mean_of(self.workers)
+            self._rates = Rates.mean_of(self.prefills, self.decodes)
         return self._rates
 
-    def among(self, workers: Sequence[WorkerView]) -> Scene:
+    def among(self, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> Scene:
         """The same for a few of the workers, without a reference to the others."""
-        matches, of = {worker.worker_id: self.matched(worker) for worker in workers}, self.rates
-        return Scene(self.prompt, matches, workers, self.turn, self.dice, self.avoid, self.learnt, self.local, of)
+        matches = {worker.worker_id: self.matched(worker) for worker in (*prefills, *decodes)}
+        return replace(self, matches=matches, prefills=prefills, decodes=decodes, _rates=self.rates)
 
     def matched(self, worker: WorkerView) -> int:
         return self.matches.get(worker.worker_id, 0)
@@ -63,9 +67,18 @@ class Scene:
         """Tokens this worker would have to compute. At least one is always computed."""
         return max(1, self.prompt.num_tokens - self.matches.get(worker.worker_id, 0))
 
-    def has_room(self, worker: WorkerView, *, to_grow: bool = False) -> bool:
-        needed = self.prompt.num_blocks + (self.prompt.growth_blocks if to_grow else 0)
-        return worker.available_blocks >= needed
+    def has_room(self, worker: WorkerView) -> bool:
+        """For the prompt."""
+        return worker.available_blocks >= self.prompt.num_blocks
+
+    def with_room_to_grow(self, workers: Sequence[WorkerView]) -> list[WorkerView]:
+        """Those with room for the prompt and its completion."""
+        needed = self.prompt.num_blocks + self.prompt.growth_blocks
+        return [worker for worker in workers if worker.available_blocks >= needed]
+
+    @property
+    def allows_all(self) -> bool:
+        return not self.avoid.pairs
 
     def allows(self, prefill: WorkerView | None, decode: WorkerView) -> bool:
         """Nothing has just failed between the two, or on decode alone."""
@@ -75,11 +88,18 @@ class Scene:
     # --- the terms ------------------------------------------------------------------------------------------------
 
     def ms_per_token(self, worker: WorkerView) -> float:
-        rates, own = self._rates or self.rates, worker.prefill_ms_per_token
+        own = worker.prefill_ms_per_token
+        key = own if worker.role is _PREFILL else -own
+        known = self._ms_per_token.get(key)  # rates come in steps, so that a thousand workers have few
+        if known is None:
+            known = self._ms_per_token[key] = self._drawn_ms_per_token(own, worker.role)
+        return known
+
+    def _drawn_ms_per_token(self, own: float, role: Role) -> float:
+        rates = self.rates
         if not own:
             return rates.prefill_ms_per_token
-        of_prefill = worker.role is Role.PREFILL
-        mean = rates.prefill_own_ms_per_token if of_prefill else rates.decode_own_ms_per_token
+        mean = rates.prefill_own_ms_per_token if role is _PREFILL else rates.decode_own_ms_per_token
         return drawn(own, mean or own, 1 - self.learnt.error)
 
     def queue_ms(self, worker: WorkerView) -> float:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
+
 from diptych.errors import Cancelled
 from router.abortable import AbortableEvents
 from router.prompt_run import ChoiceEvent

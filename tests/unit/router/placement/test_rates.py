@@ -51,18 +51,18 @@ def test_a_worker_that_is_really_slow_is_avoided_however_large_the_doubt() -> No
 
 
 def test_means_of_a_large_fleet_come_from_an_even_sample_of_each_role() -> None:
-    fleet = [worker(f"p{i}", 10_000.0, Role.PREFILL) for i in range(5)]
-    fleet += [worker(f"d{i}", 5_000.0, decode_base_ms=8.0, decode_ms_per_sequence=0.5) for i in range(20 * SAMPLE)]
-    rates = Rates.mean_of(fleet)
+    prefills = [worker(f"p{i}", 10_000.0, Role.PREFILL) for i in range(5)]
+    decodes = [worker(f"d{i}", 5_000.0, decode_base_ms=8.0, decode_ms_per_sequence=0.5) for i in range(20 * SAMPLE)]
+    rates = Rates.mean_of(prefills, decodes)
     assert rates.apart
     assert rates.prefill_own_ms_per_token == pytest.approx(0.1, rel=0.03)
     assert rates.decode_own_ms_per_token == pytest.approx(0.2, rel=0.03)
     assert rates.decode_base_ms == pytest.approx(8.0, rel=0.03)
     assert rates.prefill_ms_per_token == rates.prefill_own_ms_per_token
-    assert not Rates.mean_of(fleet[5:]).apart
+    assert not Rates.mean_of([], decodes).apart
 
 
 def test_the_only_one_that_has_measured_is_found_in_a_large_fleet() -> None:
     fleet = [worker(f"d{i}", 0.0) for i in range(500)]
     fleet[333] = worker("d333", 5_000.0)
-    assert Rates.mean_of(fleet).prefill_ms_per_token == pytest.approx(0.2, rel=0.03)
+    assert Rates.mean_of([], fleet).prefill_ms_per_token == pytest.approx(0.2, rel=0.03)
