@@ -235,7 +235,10 @@ class PrefixIndex:
             return matched
         for bank in self._banks:
             here = bank.count_leading(keys, now)
-            matched = matched | here if matched else here
+            if matched:
+                matched.update(here)
+            else:
+                matched = here
         return matched
 
     def check(self) -> None:

@@ -175,7 +175,7 @@ async def _serve(
         logger=log,
         keys=keys,
     )
-    app = make_app(frontend, canary.view, lambda: generate_latest(registry))
+    app = make_app(frontend, lambda: _with_placement(canary.view(), config), lambda: generate_latest(registry))
     tls = (config.tls_cert_file, config.tls_key_file) if config.tls_cert_file else None
     async with _http_server(app, config.host, config.http_port, tls) as http_address:
         grpc_server, grpc_port = await serve_grpc(frontend, canary.view)
@@ -206,6 +206,12 @@ def _take(change: Change, watch: MembershipWatch, fleet: Fleet, reader: IndexRea
     for worker_id in change.left:
         fleet.left(worker_id)
     reader.set_workers(watch.workers)
+
+
+def _with_placement(view: HealthView, config: RouterConfig) -> HealthView:
+    """Also by what it places, so that who compares policies can see which one answers."""
+    placing = {"policy": config.policy, "remote_prefill": config.remote_prefill}
+    return replace(view, details={**view.details, **placing})
 
 
 def _model_card(folder: ModelFolder, identity: Identity, config: RouterConfig) -> ModelCard:

@@ -12,6 +12,7 @@ from diptych.trust import trusting
 from loadgen.client.config import Progress, RunConfig
 from loadgen.client.run import run_once
 from loadgen.experiment.admin import AdminDoor
+from loadgen.experiment.placement import ask_placement
 from loadgen.experiment.shape import Shape, System, SystemUnavailable
 from loadgen.experiment.trust import hint
 from loadgen.experiment.use import Sampler, Use
@@ -53,8 +54,16 @@ class Served:
         self._ca_file = ca_file
 
     async def shape(self, shape: Shape) -> tuple[str, str]:
+        """
+        Raises:
+            SystemUnavailable: the system cannot be had; `Misfit` where its router places in another way.
+        """
         base_url = await self._system.shape(shape)
-        return base_url, await self._model(base_url)
+        trust = trusting(self._ca_file) if base_url.startswith("https:") else True
+        async with httpx.AsyncClient(headers=self._headers, timeout=TIMEOUT_S, trust_env=False, verify=trust) as http:
+            model = await _model(http, base_url)
+            (await ask_placement(http, base_url)).check(shape, base_url)
+        return base_url, model
 
     async def settle(self, config: RunConfig) -> None:
         result = await run_once(config, headers=self._headers, ca_file=self._ca_file)
@@ -80,16 +89,13 @@ class Served:
     async def close(self) -> None:
         await self._system.close()
 
-    async def _model(self, base_url: str) -> str:
-        """The name clients use: the only model, or the first one, that the server lists."""
-        trust = trusting(self._ca_file) if base_url.startswith("https:") else True
-        try:
-            async with httpx.AsyncClient(
-                headers=self._headers, timeout=TIMEOUT_S, trust_env=False, verify=trust
-            ) as http:
-                answer = (await http.get(f"{base_url}/v1/models")).raise_for_status()
-            return msgspec.json.decode(answer.content, type=Models).data[0].id
-        except (httpx.HTTPError, msgspec.DecodeError, IndexError) as error:
-            raise SystemUnavailable(
-                f"{base_url}/v1/models does not say which model is served: {error}{hint(error)}"
-            ) from error
+
+async def _model(http: httpx.AsyncClient, base_url: str) -> str:
+    """The name clients use: the only model, or the first one, that the server lists."""
+    try:
+        answer = (await http.get(f"{base_url}/v1/models")).raise_for_status()
+        return msgspec.json.decode(answer.content, type=Models).data[0].id
+    except (httpx.HTTPError, msgspec.DecodeError, IndexError) as error:
+        raise SystemUnavailable(
+            f"{base_url}/v1/models does not say which model is served: {error}{hint(error)}"
+        ) from error

@@ -13,6 +13,10 @@ class SystemUnavailable(RuntimeError):
     """The system under test cannot be brought into a shape; the message says why and what to do."""
 
 
+class Misfit(SystemUnavailable):
+    """It runs, and is not what the shape says: what it would measure is another thing under this one's name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """`remote_prefill` and `policy` are the router's, `max_batch_tokens` the longest chunk of every worker."""
