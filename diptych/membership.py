@@ -291,6 +291,6 @@ async def _read(redis: Redis, cluster: str, known: Iterable[str] = ()) -> _View:
         else:
             try:
                 records[worker_id] = _decode_record(value)
-            except msgspec.DecodeError as error:
+            except ValueError as error:  # no JSON, no record, or no UTF-8
                 log.error("the record of %s cannot be read, perhaps of another version: %s", worker_id, error)
     return _View(era, records, expired, dead)

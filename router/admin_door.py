@@ -29,6 +29,7 @@ from router.http_errors import ErrorLayer, plain_http_error
 from router.index_reader import IndexReader
 
 DEFAULT_LIMIT = 100
+MAX_LIMIT_DIGITS = 9
 
 
 def make_admin_app(fleet: Fleet, reader: IndexReader, ring: ExplainRing, log: Logger) -> Starlette:
@@ -82,8 +83,8 @@ class _AdminDoor:
 
     async def latest(self, request: Request) -> Response:
         limit = request.query_params.get("limit", str(DEFAULT_LIMIT))
-        if not limit.isdigit():
-            raise BadRequest(f"limit is {limit!r}; it is a number of requests", param="limit")
+        if not limit.isascii() or not limit.isdigit() or len(limit) > MAX_LIMIT_DIGITS:
+            raise BadRequest("limit is a number of requests", param="limit")
         return _json({"requests": self.ring.latest(int(limit))})
 
     async def explain(self, request: Request) -> Response:

@@ -5,7 +5,8 @@ Protobuf types stay in this file and `grpc_convert`. Converts and delegates; dec
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn
 from uuid import uuid4
@@ -15,7 +16,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from diptych.errors import BadRequest, DiptychError, InternalError, Unauthorized
+from diptych.errors import BadRequest, DeadlineExceeded, DiptychError, InternalError, Unauthorized
 from diptych.rpc import listen
 from diptych.tls import door_credentials
 from diptych.v1 import inference_pb2 as pb
@@ -25,6 +26,7 @@ from router.choices import Generation
 from router.frontend import Frontend, HealthView
 from router.grpc_convert import model_info, parse_generate, response, usage
 from router.grpc_health import HealthDoor
+from router.requests import DEADLINE_GRACE_S, MAX_REQUEST_ID_CHARS, is_request_id
 from router.text_request import Origin
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["Inference"].full_name
@@ -94,14 +96,18 @@ def _authorization(metadata: Any) -> str:
 class InferenceDoor(inference_pb2_grpc.InferenceServicer):  # type: ignore[misc]  # generated without types
     def __init__(self, frontend: Frontend) -> None:
         self._frontend = frontend
-        self._running: dict[tuple[str, str], AbortableEvents] = {}  # by tenant and the client's request id
+        # by tenant and the client's request id
+        self._running: dict[tuple[str, str], AbortableEvents[pb.GenerateResponse]] = {}
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+    async def Generate(
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
         request_id = request.request_id or uuid4().hex
         try:
             tenant = self._tenant_of(context)
-            async for message in self._generate(request, request_id, tenant, context):
-                yield message
+            async with aclosing(self._generate(request, request_id, tenant, context)) as messages:
+                async for message in messages:
+                    yield message
         except DiptychError as error:
             await _abort(context, error)
         except Exception as error:
@@ -134,18 +140,40 @@ class InferenceDoor(inference_pb2_grpc.InferenceServicer):  # type: ignore[misc]
 
     async def _generate(
         self, request: pb.GenerateRequest, request_id: str, tenant: str, context: Context
-    ) -> AsyncIterator[pb.GenerateResponse]:
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """The messages of one call. From here on it can be aborted, and its id is taken."""
+        if not is_request_id(request_id):
+            self._frontend.metrics.refused(BadRequest.code)
+            raise BadRequest(
+                f"request_id is 1 to {MAX_REQUEST_ID_CHARS} printable ASCII characters without spaces",
+                param="request_id",
+            )
         if (tenant, request_id) in self._running:
             self._frontend.metrics.refused(BadRequest.code)
             raise BadRequest("request_id is in use by a running request", param="request_id")
-        generation = await self._start(request, tenant, context)
-        events = self._running[tenant, request_id] = AbortableEvents(generation.events())
+        events = AbortableEvents(self._messages(request, request_id, tenant, context))
+        self._running[tenant, request_id] = events
+        expiring = asyncio.create_task(self._expire(events))
         try:
             async with aclosing(events):
-                while (event := await events.next()) is not None:
-                    yield response(request_id, event, usage(generation.usage) if generation.ended else None)
+                while (message := await events.next()) is not None:
+                    yield message
         finally:
+            expiring.cancel()
             del self._running[tenant, request_id]
+
+    async def _expire(self, events: AbortableEvents[pb.GenerateResponse]) -> None:
+        """For a client that does not read: it holds nothing any more, and is told why when it reads on."""
+        await asyncio.sleep(self._frontend.config.request_deadline_ms / 1e3 + DEADLINE_GRACE_S)
+        await events.abort(DeadlineExceeded("the request's deadline passed before its answer was read"))
+
+    async def _messages(
+        self, request: pb.GenerateRequest, request_id: str, tenant: str, context: Context
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        generation = await self._start(request, tenant, context)
+        async with aclosing(generation.events()) as events:
+            async for event in events:
+                yield response(request_id, event, usage(generation.usage) if generation.ended else None)
 
     async def _start(self, request: pb.GenerateRequest, tenant: str, context: Context) -> Generation:
         frontend = self._frontend

@@ -21,9 +21,9 @@ from router.http_errors import as_diptych_error, error_json, log_failure
 from router.openai_answers import Answer
 from router.openai_render import Renderer, WholeChoice
 from router.prompt_run import ChoiceEvent
+from router.requests import DEADLINE_GRACE_S
 from router.run_report import PLACEMENT_HEADER, placement_header
 
-DEADLINE_GRACE_S = 1.0  # the core ends every request by its deadline; this is for what it said then
 DONE = b"data: [DONE]\n\n"
 
 _encode = msgspec.json.Encoder().encode

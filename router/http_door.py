@@ -5,6 +5,7 @@ What the routes promise is written in docs; how bodies are parsed and answers re
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -21,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import diptych
-from diptych.errors import BadRequest, DiptychError, PayloadTooLarge, Unauthorized
+from diptych.errors import BadRequest, DeadlineExceeded, DiptychError, PayloadTooLarge, Unauthorized
 from router.choices import Generation
 from router.frontend import Frontend, HealthView
 from router.http_answer import GenerationAnswer
@@ -164,6 +165,14 @@ class HttpDoor:
 
     async def _read(self, request: Request, kind: type[Body]) -> tuple[Body, tuple[str, ...]]:
         """Raises `PayloadTooLarge` as soon as that is known, and `BadRequest` for what is not a `kind`."""
+        try:
+            async with asyncio.timeout(self._frontend.config.request_deadline_ms / 1e3):
+                body = await self._read_body(request)
+        except TimeoutError:
+            raise DeadlineExceeded("the body did not come before the request's deadline") from None
+        return decode_body(body, kind)
+
+    async def _read_body(self, request: Request) -> bytes:
         limit = self._frontend.config.max_body_bytes
         body = bytearray()
         announced = request.headers.get("content-length", "")
@@ -173,7 +182,7 @@ class HttpDoor:
             body += part
             if len(body) > limit:
                 raise _too_large(limit)
-        return decode_body(bytes(body), kind)
+        return bytes(body)
 
     def _model_entry(self) -> dict[str, Any]:
         model = self._frontend.model

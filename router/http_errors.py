@@ -6,7 +6,6 @@ Also the one place that logs failures: code, status and request id, never a mess
 from __future__ import annotations
 
 import math
-import re
 from uuid import uuid4
 
 import msgspec
@@ -18,11 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diptych.errors import Cancelled, DiptychError, InternalError
 from diptych.telemetry import Logger
+from router.requests import is_request_id
 
 REQUEST_ID = "x-request-id"
-MAX_REQUEST_ID_CHARS = 128
-
-_REQUEST_ID = re.compile(rf"[\x21-\x7e]{{1,{MAX_REQUEST_ID_CHARS}}}")
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -105,4 +102,4 @@ class ErrorLayer:
 
 def _request_id(given: str | None) -> str:
     """The client's, if it is short and printable; otherwise a new one."""
-    return given if given and _REQUEST_ID.fullmatch(given) else uuid4().hex
+    return given if given and is_request_id(given) else uuid4().hex

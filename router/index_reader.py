@@ -223,7 +223,7 @@ class IndexReader:
         positions: dict[Any, Any] = {key: stream_id(*self.index.position(worker_id)) for key, worker_id in keys.items()}
         answer: Any = await self._redis.xread(positions, count=BATCHES_PER_READ, block=block_ms or None)
         for key, entries in answer:
-            self._take(keys[key], [fields[EVENTS_FIELD] for _, fields in entries])
+            self._take(keys[key], [fields.get(EVENTS_FIELD, b"") for _, fields in entries])
             await asyncio.sleep(0)  # so many batches take milliseconds
         if answer and block_ms:
             await asyncio.sleep(GATHER_S)
@@ -231,7 +231,10 @@ class IndexReader:
 
     def _take(self, worker_id: str, encoded: Sequence[bytes]) -> None:
         """Apply batches of one worker. If that fails it is brought up to date by its snapshot."""
-        before = self.index.position(worker_id) if worker_id in self._workers else (0, 0)
+        if worker_id not in self._workers:  # it left while we were reading
+            self.batches[Batches.UNKNOWN] += len(encoded)
+            return
+        before = self.index.position(worker_id)
         try:
             batches = [_decode_batch(each) for each in encoded]
             applied = self.index.apply(worker_id, *batches)
@@ -240,9 +243,6 @@ class IndexReader:
             self.batches[Batches.UNREADABLE] += len(encoded)
             self.gaps_total += 1
             self._break(worker_id, Resync.UNREADABLE)
-            return
-        if applied is Applied.UNKNOWN:  # it left while we were reading
-            self.batches[Batches.UNKNOWN] += len(batches)
             return
         num_applied = self.index.position(worker_id)[1] - before[1]
         self.batches[Batches.APPLIED] += num_applied

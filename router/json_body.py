@@ -34,9 +34,12 @@ def decode_body(body: bytes, kind: type[Body]) -> tuple[Body, tuple[str, ...]]:
         names = _names.decode(body).keys()
     except msgspec.ValidationError as error:
         raise _wrong_type(str(error)) from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise BadRequest(f"the body is not valid JSON: {reason}") from None
+    except RecursionError:
+        raise BadRequest("the body is not valid JSON: it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise BadRequest("the body is not valid JSON: it holds text that is not UTF-8") from None
+    except msgspec.DecodeError as error:
+        raise BadRequest(f"the body is not valid JSON: {error}") from None
     unknown = sorted(names - set(kind.__struct_encode_fields__))
     return parsed, tuple(_safe(name) for name in unknown[:MAX_REPORTED_FIELDS])
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from diptych.errors import DeadlineExceeded
+from diptych.errors import DeadlineExceeded, DiptychError
 from diptych.messages import Update
 from router.bookings import Booking
 from router.mailbox import Mailbox
@@ -26,7 +26,7 @@ class Legs:
     mailbox: Mailbox
     booking: Booking
     decoding: bool = False  # tokens have come from decode
-    calling: str = ""  # the worker that is being asked to take the request
+    refused_by: str = ""  # the worker that was asked and did not take the request
 
     @property
     def pair(self) -> Pair:
@@ -38,11 +38,17 @@ class Legs:
         return {link.record.worker_id for link in (self.decode, self.prefill) if link and not link.connected}
 
     async def ask(self, link: WorkerLink, call: Coroutine[Any, Any, Result]) -> Result:
-        """A call to one of the two, ended when the request fails meanwhile (see `Mailbox.during`)."""
-        self.calling = link.record.worker_id
-        result = await self.mailbox.during(call)
-        self.calling = ""
-        return result
+        """A call to one of the two, ended when the request fails meanwhile (see `Mailbox.during`).
+
+        Raises:
+            DiptychError: likewise. The worker did not take the request only if it is the call that failed.
+        """
+        try:
+            return await self.mailbox.during(call)
+        except DiptychError:
+            if not self.mailbox.failed:
+                self.refused_by = link.record.worker_id
+            raise
 
     def observe(self, update: Update) -> None:
         self.booking.prefilled()

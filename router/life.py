@@ -108,7 +108,7 @@ class Router:
         try:
             yield
         except (LegFailed, Draining) as error:
-            attempts.failed(error, legs.pair, legs.calling, legs.lost)
+            attempts.failed(error, legs.pair, legs.refused_by, legs.lost)
             if legs.prefill and not legs.lost and isinstance(error, LegFailed):
                 self._suspects.suspect(legs.pair, time.monotonic())
             self._log.info(

@@ -65,6 +65,11 @@ class Mailbox:
             await asyncio.gather(calling, failing, return_exceptions=True)
 
     @property
+    def failed(self) -> bool:
+        """The request has failed on a worker, whether that has been told or not."""
+        return self._failed.is_set()
+
+    @property
     def done(self) -> bool:
         """Every choice's finish reason has been handed out."""
         return not self._open

@@ -5,6 +5,7 @@ Knows nothing about HTTP or how an answer is rendered, beyond what the client as
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -67,7 +68,10 @@ async def parse_completion(
     texts = _split_prompts(body.prompt)
     if body.return_report and len(texts) > 1:
         raise BadRequest("return_report needs a single prompt", param="return_report")
-    prompts = [await encode_prompt(text, frontend) for text in texts]
+    prompts = []
+    for text in texts:
+        prompts.append(await encode_prompt(text, frontend))
+        await asyncio.sleep(0)  # so many short ones, which are encoded at once, would hold up everybody's tokens
     if body.echo:
         decode = frontend.tokenizer.decode
         options = replace(options, echoes=tuple(text if isinstance(text, str) else decode(text) for text in texts))

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from uuid import uuid4
 
 import uvicorn
@@ -33,7 +34,7 @@ from router.bookings import Bookings
 from router.canary import Canary
 from router.explain import ExplainRing
 from router.fleet import Compatibility, Fleet
-from router.frontend import Frontend, ModelCard
+from router.frontend import Frontend, HealthView, ModelCard
 from router.grpc_door import serve_grpc
 from router.http_door import make_app
 from router.index_metrics import IndexMetrics

@@ -5,12 +5,22 @@ Doors (HTTP, gRPC) turn text into token ids and back; the core sees token ids on
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from diptych.messages import LegStats, SamplingParams, Update
 from router.placement import Placement
+
+DEADLINE_GRACE_S = 1.0  # the core ends every request by its deadline; a door waits so much longer for what it said then
+MAX_REQUEST_ID_CHARS = 128  # of a client's own; it comes back in answers, headers and logs
+_REQUEST_ID = re.compile(rf"[\x21-\x7e]{{1,{MAX_REQUEST_ID_CHARS}}}")
+
+
+def is_request_id(given: str) -> bool:
+    """Short, printable and without spaces."""
+    return _REQUEST_ID.fullmatch(given) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,14 @@ def cache_scope(salt: str | None, tenant: str = "") -> bytes:
 def check_range(param: str, value: float, low: float, high: float, *, of: str = "") -> None:
     if not low <= value <= high:  # written so that NaN is refused as well
         what = f"the {of} in {param}" if of else param
-        raise BadRequest(f"{what} is {value:g}; it must be between {low:g} and {high:g}", param=param)
+        raise BadRequest(f"{what} is {_shown(value)}; it must be between {low:g} and {high:g}", param=param)
+
+
+def _shown(value: float) -> str:
+    try:
+        return f"{value:g}"
+    except OverflowError:  # integers of JSON may be larger than any float
+        return "beyond 1e308"
 
 
 def check_token_ids(param: str, token_ids: Iterable[int], vocab_size: int) -> None:

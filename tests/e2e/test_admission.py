@@ -23,6 +23,7 @@ from diptych.v1 import inference_pb2_grpc
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PLACES, MAX_QUEUED, NUM_TOKENS = 2, 6, 8
+AT_ONCE_S = 10.0  # on a busy machine; else it would wait for seconds of decode
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -92,7 +93,7 @@ async def test_a_burst_beyond_capacity(crowded: tuple[ProcessCluster, Reference]
         assert refused.status_code == 503, refused.text
         assert int(refused.headers["retry-after"]) >= 1
         assert "max_queued" in refused.json()["error"]["message"]
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < AT_ONCE_S
 
         high = started("high", ask_first(cluster, 30))
         shed = await low.pop()

@@ -311,5 +311,5 @@ async def test_grpc_errors(inference: Reflected, fields: dict[str, Any], status:
 async def test_grpc_health(channel: grpc.Channel) -> None:
     check: Callable[..., Any] = health_pb2_grpc.HealthStub(channel).Check
     for service in ("", "diptych.v1.Inference"):
-        answer = await asyncio.to_thread(check, health_pb2.HealthCheckRequest(service=service), timeout=5)
+        answer = await asyncio.to_thread(check, health_pb2.HealthCheckRequest(service=service), timeout=30)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING

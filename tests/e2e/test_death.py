@@ -27,8 +27,7 @@ from waiting import until
 from diptych.membership import connect, tombstone
 from diptych.messages import Role, WorkerRecord
 
-ERROR_WITHIN_S = 2.0  # of a kill
-STOPPED_ERROR_WITHIN_S = 5.0  # of a stop: the router calls a worker lost after 3 s of silence
+ERROR_WITHIN_S = 15.0  # on a busy machine; after a stop 3 s are silence, after a kill none (`lost_with_its_connection`)
 AGAIN_WITHIN_S = 60.0  # a long prompt computed a second time
 LONG_PROMPT, LONG_ANSWER = 6000, 2000  # tokens: seconds of prefill and of decode
 COMPLETIONS = "/v1/completions"
@@ -148,6 +147,14 @@ def assert_leg_failed(answer: httpx.Response) -> None:
     assert answer.json()["error"]["type"] == "server_error"
 
 
+def lost_with_its_connection(cluster: ProcessCluster, worker: Process) -> bool:
+    """As the router says: it did not have to wait for the worker's silence."""
+    assert isinstance(worker.record, WorkerRecord)
+    lines = cluster.front.log.read_text().splitlines()
+    lost = [line for line in lines if "worker_lost" in line and worker.record.worker_id in line]
+    return bool(lost) and not any("silent" in line for line in lost)
+
+
 async def until_computing(cluster: ProcessCluster, num_requests: int = 1) -> None:
     """Prefill computes, and decode has promised the blocks of `num_requests`."""
     prefill, decode = the(cluster, Role.PREFILL), the(cluster, Role.DECODE)
@@ -207,15 +214,17 @@ async def test_decode_killed_in_mid_stream(cluster: ProcessCluster, reference: R
     prompts = [random_prompt(100 + i, seed=10 + i) for i in range(3)]
     expected = [reference.tokens(prompt, 200) for prompt in prompts]
     stream, whole = Stream(cluster.http, prompts[0], LONG_ANSWER), ask(cluster, prompts[1], LONG_ANSWER)
+    decode = the(cluster, Role.DECODE)
     async with running(GrpcCancel, cluster, prompts[2], LONG_ANSWER) as call:
         await until(lambda: stream.has(10), "the HTTP stream has ten tokens")
         await until(lambda: call.got(10), "the gRPC stream has ten tokens")
-        await cluster.kill(the(cluster, Role.DECODE))
+        await cluster.kill(decode)
         async with asyncio.timeout(ERROR_WITHIN_S):
             await stream.task
             assert_leg_failed(await whole)
             with pytest.raises(grpc.aio.AioRpcError) as ended:
                 await call.task
+    assert lost_with_its_connection(cluster, decode)
     assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
     assert DONE not in stream.events
     assert stream.events[-1]["error"]["code"] == "leg_failed"
@@ -236,13 +245,14 @@ async def test_decode_killed_in_mid_stream(cluster: ProcessCluster, reference: R
 
 
 async def test_decode_killed_while_prefill_computes_for_it(cluster: ProcessCluster) -> None:
-    prefill = the(cluster, Role.PREFILL)
+    prefill, decode = the(cluster, Role.PREFILL), the(cluster, Role.DECODE)
     before = (await cluster.stats(prefill)).prompt_tokens_computed_total
     request = ask(cluster, random_prompt(LONG_PROMPT, seed=20), 8)
     await until_computing(cluster)
-    await cluster.kill(the(cluster, Role.DECODE))
+    await cluster.kill(decode)
     async with asyncio.timeout(ERROR_WITHIN_S):
         assert_leg_failed(await request)
+    assert lost_with_its_connection(cluster, decode)
     await cluster.wait_quiet()
     computed = (await cluster.stats(prefill)).prompt_tokens_computed_total - before
     assert 0 < computed < LONG_PROMPT, "prefill went on for nobody"
@@ -251,7 +261,8 @@ async def test_decode_killed_while_prefill_computes_for_it(cluster: ProcessClust
 async def test_idle_prefill_killed(cluster: ProcessCluster, reference: Reference) -> None:
     """Decode computes the prompts itself, also for a request that comes before the death is noticed."""
     await assert_serves(cluster, reference, "remote", seed=30)
-    await cluster.kill(the(cluster, Role.PREFILL))
+    prefill = the(cluster, Role.PREFILL)
+    await cluster.kill(prefill)
     async with asyncio.timeout(ERROR_WITHIN_S):
         first = await cluster.http.post(COMPLETIONS, json=body(random_prompt(70, seed=31), 8))
     assert first.status_code == 200, first.text
@@ -260,13 +271,15 @@ async def test_idle_prefill_killed(cluster: ProcessCluster, reference: Reference
         return (await cluster.health())["details"]["prefill_workers"] == 0
 
     await until(noticed, "the router sees that prefill is gone", ERROR_WITHIN_S)
+    assert lost_with_its_connection(cluster, prefill)
     await assert_serves(cluster, reference, "no_prefill_worker", seed=32)
     await cluster.wait_healthy()
 
 
 async def test_idle_decode_killed(cluster: ProcessCluster, reference: Reference) -> None:
     """Nothing can be served: refused at once, with Retry-After, and /health says so."""
-    await cluster.kill(the(cluster, Role.DECODE))
+    decode = the(cluster, Role.DECODE)
+    await cluster.kill(decode)
     async with asyncio.timeout(ERROR_WITHIN_S):
         first = await cluster.http.post(COMPLETIONS, json=body(random_prompt(70, seed=40), 8))
     assert first.status_code in (502, 503), first.text
@@ -275,8 +288,9 @@ async def test_idle_decode_killed(cluster: ProcessCluster, reference: Reference)
         return (await cluster.health())["details"]["decode_workers"] == 0
 
     await until(noticed, "the router sees that decode is gone", ERROR_WITHIN_S)
+    assert lost_with_its_connection(cluster, decode)
     for more in ({}, {"stream": True}):
-        async with asyncio.timeout(0.5):
+        async with asyncio.timeout(ERROR_WITHIN_S):
             assert_no_capacity(await cluster.http.post(COMPLETIONS, json=body(random_prompt(70, seed=41), 8, **more)))
     health = await cluster.health()
     assert health["status_code"] == 503
@@ -350,7 +364,7 @@ async def test_terminated_decode_worker_finishes_its_streams(cluster: ProcessClu
     await stream.task
     assert stream.events[-1] == DONE
     assert stream.tokens == reference.tokens(prompt, 500)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await decode.process.wait() == 0
     cluster.workers.remove(decode)
     await cluster.wait_quiet()
@@ -369,7 +383,7 @@ async def test_both_workers_stopped(cluster: ProcessCluster, reference: Referenc
     for worker in workers:
         worker.signal(signal.SIGSTOP)
     try:
-        async with asyncio.timeout(STOPPED_ERROR_WITHIN_S):
+        async with asyncio.timeout(ERROR_WITHIN_S):
             await stream.task
             answer = await request  # lost with prefill, given to decode before that was known to be lost as well
         assert answer.json()["error"]["code"] in ("leg_failed", "internal_error")
@@ -414,7 +428,7 @@ async def assert_stop_is_survived(cluster: ProcessCluster, reference: Reference,
             assert answer.json()["choices"][0]["token_ids"] == reference.tokens(random_prompt(LONG_PROMPT, seed), 8)
             await assert_serves(cluster, reference, "no_prefill_worker", seed + 1)
         else:
-            async with asyncio.timeout(STOPPED_ERROR_WITHIN_S):
+            async with asyncio.timeout(ERROR_WITHIN_S):
                 await stream.task
             assert stream.events[-1]["error"]["code"] == "leg_failed"
             assert_no_capacity(await cluster.http.post(COMPLETIONS, json=body(random_prompt(20, seed + 1), 8)))

@@ -166,7 +166,7 @@ async def test_a_router_without_redis_opens_its_doors_and_says_so(cluster: Proce
     began = time.monotonic()
     alone = await cluster.start_router(redis_url="redis://127.0.0.1:1/0")
     http = cluster.client(alone)
-    assert time.monotonic() - began < 15.0
+    assert time.monotonic() - began < 45.0  # most of it Python's, on a busy machine
     health = await cluster.health(http)
     assert any("Redis" in reason for reason in health["details"]["degraded"])
     assert (await scrape(http)).value("diptych_degraded", part="membership") == 1

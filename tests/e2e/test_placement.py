@@ -64,6 +64,8 @@ async def test_a_burst_on_one_prefix_is_believed_before_the_worker_has_said_so(p
 
 async def test_a_router_with_another_policy_places_by_it(pool: ProcessCluster) -> None:
     blind = await pool.add_router(policy="round-robin")
+    said = (await pool.health(blind))["details"]
+    assert (said["policy"], said["remote_prefill"]) == ("round-robin", "prefer")
     prompt = random_prompt(64, seed=400)
     told = [await place(blind, prompt) for _ in range(6)]
     assert Counter(each["prefill_worker"] for each in told) == dict.fromkeys(prefill_ids(pool), 3)

@@ -157,11 +157,12 @@ async def test_without_redis_the_last_view_stays(own_valkey: ValkeyServer) -> No
     await client.aclose()
 
 
-async def test_an_unreadable_record_is_not_a_worker(redis: Redis, cluster: str) -> None:
+@pytest.mark.parametrize("bad", [b"{}", b"no JSON", b'{"worker_id": "\xff"}'], ids=["no record", "no JSON", "no UTF-8"])
+async def test_an_unreadable_record_is_not_a_worker(redis: Redis, cluster: str, bad: bytes) -> None:
     watch = MembershipWatch(redis, cluster)
     await registration(redis, cluster, "good", 60_000).renew()
     await redis.sadd(f"{cluster}:workers", "bad")
-    await redis.set(f"{cluster}:worker:bad", b"{}")
+    await redis.set(f"{cluster}:worker:bad", bad)
     await watch.poll()
     assert set(watch.workers) == {"good"}
 

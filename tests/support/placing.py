@@ -118,7 +118,7 @@ async def sharing(*worlds: World, meet: bool = True) -> AsyncIterator[None]:
     """Let routers speak with each other; with `meet`, begin when each has heard of all others."""
     tasks = [asyncio.create_task(world.reservations.run()) for world in worlds if world.reservations]
     try:
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(30.0):
             while meet and any(len(world.others.routers) < len(worlds) - 1 for world in worlds):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         yield

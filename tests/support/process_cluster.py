@@ -20,8 +20,8 @@ from diptych.config import RouterConfig, WorkerConfig
 from diptych.messages import Role, RouterRecord, Subscribe, WorkerRecord, WorkerStats
 from diptych.rpc import FRAMES, WorkerStub
 
-READY_TIMEOUT_S = 30.0
-QUIET_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 60.0
+QUIET_TIMEOUT_S = 30.0
 AT_REST = ("requests", "queued", "bookings", "open_legs")  # of /health: zero when nothing runs
 AVAILABLE = ("blocks_free", "blocks_cached")
 IDLE = ("num_running", "num_waiting", "num_loading", "num_held", "waiting_prefill_tokens")  # of its stats

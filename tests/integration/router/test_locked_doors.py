@@ -17,7 +17,7 @@ from doors import Doors
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scripted_core import ScriptedCore
 
-from deploy.monitor import _counts
+from deploy.doors import read_health
 from deploy.reconcile import Kind
 from diptych.tls import read_pem
 from diptych.v1 import inference_pb2 as pb
@@ -114,7 +114,9 @@ async def test_health_tells_strangers_counts_and_no_more(client: httpx.AsyncClie
         assert answer.status_code == 503
         told = {"decode_workers": 2, "queued_tokens": 3, "probing": {"decode-7": ""}}
         assert answer.json() == {"healthy": False, "ready": True, "reasons": [], "details": told}
-        assert _counts(answer.content) == ({Kind.PREFILL: 0, Kind.DECODE: 2}, frozenset({"decode-7"}), 3)
+        seen = read_health(answer.content)  # by the controller
+        assert seen.num_workers == {Kind.PREFILL: 0, Kind.DECODE: 2}
+        assert (set(seen.details.probing), seen.details.queued_tokens) == ({"decode-7"}, 3)
     answer = await client.get("/health", headers=bearer(ACME))
     assert (answer.json()["reasons"], answer.json()["details"]) == (["10.1.2.3:5 is away"], details)
 

@@ -20,8 +20,8 @@ from diptych.messages import Role
 from router.placer import Booked
 
 WORKERS = [f"{role}-{number}" for role in Role for number in range(4)]
-WAIT_S, HEALED_S = 0.005, 5.0
-NOISE_S = 0.25  # of this machine, in what one placement takes
+WAIT_S, HEALED_S = 0.005, 30.0
+NOISE_S = 1.0  # of this machine, in what one placement takes; a call to a Redis that is gone may take 2 s
 
 
 @dataclass
@@ -78,17 +78,13 @@ async def setting(own_valkey: RedisServer) -> AsyncIterator[Setting]:
 
 
 async def test_paused(setting: Setting) -> None:
-    await setting.admin.execute_command("CLIENT", "PAUSE", 400, "ALL")
-    paused_until = time.monotonic() + 0.4
-    asked, skipped = 0, 0
-    while time.monotonic() < paused_until - 0.05:
-        await setting.place(4)
-        asked = sum(world.outcomes().get("timeout", 0) for world in setting.routers)
-        skipped = sum(world.outcomes().get("skipped", 0) for world in setting.routers)
-        await asyncio.sleep(0.01)
+    setting.server.freeze()
+    await setting.until_degraded("timeout")
+    await setting.place(20, seed=100)
+    asked = sum(world.outcomes().get("timeout", 0) for world in setting.routers)
     assert asked <= 2 * len(setting.routers)  # each pays once, perhaps once more
-    assert skipped > asked
-    assert all("timeout" in _degraded(world) for world in setting.routers)
+    assert sum(world.outcomes().get("skipped", 0) for world in setting.routers) >= 20
+    setting.server.thaw()
     await setting.healed()
 
 

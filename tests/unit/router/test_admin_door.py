@@ -96,4 +96,5 @@ async def test_what_is_not_remembered_is_404_and_what_is_can_be_listed(client: h
     assert "latest 8" in missing.json()["error"]["message"]
     assert (await client.get("/explain")).json() == {"requests": ["two", "one"]}
     assert (await client.get("/explain?limit=1")).json() == {"requests": ["two"]}
-    assert (await client.get("/explain?limit=some")).status_code == 400
+    for limit in ("some", "-1", "²", "9" * 5_000):
+        assert (await client.get("/explain", params={"limit": limit})).status_code == 400

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import httpx
 import pytest
 from doors import Doors, sse
 from scripted_core import ScriptedCore
+from virtual_time import run_in_virtual_time
 
 from diptych.errors import ALL_ERRORS, LegFailed, NoCapacity
 from diptych.messages import LegStats
@@ -246,6 +248,29 @@ async def test_an_unannounced_large_body_is_refused_while_reading(client: httpx.
             yield b" " * 1_000
 
     assert (await client.post("/v1/completions", content=parts())).status_code == 413
+
+
+def test_a_body_that_does_not_come_is_waited_for_until_the_deadline(tmp_path: Path) -> None:
+    doors = Doors(tmp_path, ScriptedCore(lambda _: []), request_deadline_ms=60_000)
+    parts = [b'{"messages": ']
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if not parts:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": parts.pop(), "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def ask() -> None:
+        path = "/v1/chat/completions"
+        await doors.app({"type": "http", "method": "POST", "path": path, "headers": []}, receive, send)
+        assert 60 <= asyncio.get_running_loop().time() < 62
+
+    run_in_virtual_time(ask())
+    assert sent[0]["status"] == 504
+    assert doors.counted("deadline_exceeded") == 1
 
 
 async def test_unknown_paths_and_methods_are_errors_of_the_same_shape(client: httpx.AsyncClient) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from fake_redis import FakeRedis
@@ -12,8 +12,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from diptych.engine.interface import CacheEvent
 from kv_transfer.event_log import EventLog
 from kv_transfer.publisher import IndexPublisher
-from kv_transfer.schema import snapshot_key
-from router.index_reader import SNAPSHOTS_PER_READ, IndexReader
+from kv_transfer.schema import EVENTS_FIELD, events_key, snapshot_key
+from router.index_reader import SNAPSHOTS_PER_READ, Batches, IndexReader
 from router.prefix_index import PrefixIndex
 
 HASHES = [bytes([2 * index]) * 16 for index in range(1, 10)]
@@ -118,3 +118,33 @@ async def test_a_worker_that_leaves_is_gone_at_once(redis: FakeRedis) -> None:
     assert reader.index.matches(HASHES, 0.0) == {}
     await reader.turn(block_ms=0)
     assert reader.index.matches(HASHES, 0.0) == {"w1": 2}
+
+
+async def test_an_entry_that_holds_no_events_costs_a_snapshot_and_not_the_router(redis: FakeRedis) -> None:
+    await write(redis, "w1", *HASHES[:2])
+    reader = reader_of(redis, "w1")
+    await reader.turn(block_ms=0)
+    redis.streams[events_key("c", "w1")].append(((9, 9), {b"other": b"noise"}))
+    await reader.turn(block_ms=0)
+    assert (reader.batches[Batches.UNREADABLE], reader.gaps_total) == (1, 1)
+    assert reader.index.matches(HASHES, 0.0) == {"w1": 2}
+
+
+async def test_noise_of_a_worker_that_left_while_it_was_read_is_nothing(
+    redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write(redis, "w1", *HASHES[:2])
+    reader = reader_of(redis, "w1")
+    await reader.turn(block_ms=0)
+    redis.streams[events_key("c", "w1")].append(((9, 9), {EVENTS_FIELD: b"\xc1"}))
+    read = redis.xread
+
+    async def leave_meanwhile(*args: Any, **options: Any) -> Any:
+        reader.set_workers([])
+        return await read(*args, **options)
+
+    monkeypatch.setattr(redis, "xread", leave_meanwhile)
+    await reader.turn(block_ms=0)
+    assert reader.batches[Batches.UNKNOWN] == 1
+    await reader.turn(block_ms=0)
+    assert reader.degraded == ""

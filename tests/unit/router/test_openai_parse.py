@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ async def completion(doors: Doors, **fields: Any) -> tuple[TextRequest, RenderOp
         (b"\xff\xfe", None),
         (b'{"messages": [], "x": ' + b"[" * 100_000 + b"}", None),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', None),
+        (b'{"messages": [{"role": "user", "content": "\xff"}]}', None),
+        (b'{"messages": [], "\xff": 1}', None),
     ],
 )
 def test_wrong_bodies_name_the_field(body: bytes, param: str | None) -> None:
@@ -89,6 +92,9 @@ def test_no_more_than_a_header_full_of_unknown_fields() -> None:
         ({"n": 0}, "n"),
         ({"n": 5}, "n"),
         ({"seed": 2**63}, "seed"),
+        ({"seed": 10**400}, "seed"),
+        ({"top_k": -(10**400)}, "top_k"),
+        ({"priority": 10**400}, "priority"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": -1}, "max_tokens"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
@@ -216,6 +222,21 @@ async def test_the_four_forms_of_a_prompt(doors: Doors) -> None:
     prompts = [[p.prompt for p in (await completion(doors, prompt=form))[0].prompts] for form in forms]
     (a,), (b,) = doors.tokenizer.encode("a", add_special=False), doors.tokenizer.encode("b", add_special=False)
     assert prompts == [[[bos, a]], [[bos, a], [bos, b]], [[7, 8]], [[7], [8, 9]]]
+
+
+async def test_others_run_while_many_prompts_are_tokenized(doors: Doors) -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(others())
+    await completion(doors, prompt=["hello"] * 100)
+    running.cancel()
+    assert turns >= 99
 
 
 async def test_several_prompts_have_ids_of_their_own(doors: Doors) -> None:

@@ -253,7 +253,7 @@ async def test_a_log_that_was_flushed_is_filled_again(server: FakeLogServer) -> 
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(30.0):
         while not condition():  # noqa: ASYNC110 (what is awaited is in several routers)
             await asyncio.sleep(0.005)
 
