@@ -11,6 +11,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 SYSTEM_TORCH ?=
+override SYSTEM_TORCH := $(filter-out 0,$(SYSTEM_TORCH))
 MIN_PYTHON := 3.11
 
 # -- The cluster (empty: the default of `diptych up`, see `diptych up --help`) --------------------------------------------
@@ -138,8 +139,8 @@ $(VENV_STAMP):
 
 ifdef SYSTEM_TORCH
 $(TORCH_STAMP): $(VENV_STAMP)
-	@$(BIN)/python -c 'import torch; print("Using the installed torch", torch.__version__)' || { \
-	    echo "SYSTEM_TORCH=1 was given, but $(PYTHON) has no torch" >&2; exit 1; }
+	@$(BIN)/python -c 'import torch; print("Using the installed torch", torch.__version__); assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6)' || { \
+	    echo "SYSTEM_TORCH=1 was given, but $(PYTHON) has no torch, or one older than 2.6" >&2; exit 1; }
 	@touch $@
 else
 $(TORCH_STAMP): $(VENV_STAMP)

@@ -11,6 +11,7 @@ and ends by itself: nothing is left running that nobody looks after.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import gc
 import importlib
@@ -51,10 +52,15 @@ class ProcessHost:
     Ray would then run all of them on one event loop.
     """
 
-    def __init__(self, log_path: str, orphan_timeout_s: float) -> None:
+    def __init__(self, log_path: str, orphan_timeout_s: float, drain_patience_s: float) -> None:
+        """
+        Args:
+            drain_patience_s: that it may take to end when it has found that nobody asks.
+        """
         _redirect_output(Path(log_path))
         faulthandler.enable()
         self._orphan_timeout_s = orphan_timeout_s
+        self._drain_patience_s = drain_patience_s
         self._unasked_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -113,7 +119,8 @@ class ProcessHost:
         """Ask it to end; it drains first, and `wait` sees the end."""
         self._unasked_s = 0.0
         if self._loop is not None and self._stop is not None and not self._ended.is_set():
-            self._loop.call_soon_threadsafe(self._stop.set)
+            with contextlib.suppress(RuntimeError):  # its loop has just closed
+                self._loop.call_soon_threadsafe(self._stop.set)
 
     def _main(self, entry_point: str, kind: Kind, config_json: bytes) -> None:
         async def main() -> None:
@@ -143,16 +150,18 @@ class ProcessHost:
         self._started.set()
 
     def _guard(self) -> None:
-        """Drain and end when nobody has asked for too long, be it that the controller is gone for good or cut off."""
+        """Drain and end when nobody has asked for too long, be it that the controller is gone for good or cut off.
+        Nobody is left to kill what does not drain, so it ends all the same."""
         while self._unasked_s < self._orphan_timeout_s:
             time.sleep(GUARD_INTERVAL_S)
             self._unasked_s += GUARD_INTERVAL_S  # of this process' own time: whoever was stopped could not be asked
         print(f"no controller has asked for {self._orphan_timeout_s:g} s: ending", file=sys.stderr, flush=True)
-        if self._thread is not None:
-            while not self._ended.wait(GUARD_INTERVAL_S):
-                if self._loop is not None and self._stop is not None:
-                    self._loop.call_soon_threadsafe(self._stop.set)
-        os._exit(0)  # the actor's own way of ending needs a call from outside
+        deadline_s = time.monotonic() + self._drain_patience_s
+        ended = self._thread is None
+        while not ended and time.monotonic() < deadline_s:
+            self.stop()
+            ended = self._ended.wait(GUARD_INTERVAL_S)
+        os._exit(0 if ended else 1)  # the actor's own way of ending needs a call from outside
 
 
 def load(entry_point: str) -> Run:

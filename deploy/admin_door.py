@@ -27,6 +27,7 @@ from starlette.routing import Route
 from deploy.reconcile import Kind
 from deploy.status import ClusterError, ClusterStatus
 from deploy.status_metrics import CONTENT_TYPE, exposition
+from deploy.wanted import check_counts
 from diptych.errors import BadRequest, DiptychError, NoCapacity, PayloadTooLarge, Unauthorized
 
 MAX_BODY_BYTES = 64 << 10
@@ -101,9 +102,11 @@ class AdminDoor:
         given = {kind: count for kind in Kind if (count := getattr(body, kind.value)) is not None}
         if not given:
             raise BadRequest("give a count of at least one pool, e.g. prefill=3")
+        counts = {kind: count for kind, count in given.items() if count != AUTO}
+        check_counts(counts)  # before anything is released: all or nothing
         if released := [kind for kind, count in given.items() if count == AUTO]:
             await run_in_threadpool(self._cluster.release, released)
-        if counts := {kind: count for kind, count in given.items() if count != AUTO}:
+        if counts:
             await run_in_threadpool(self._cluster.scale, counts)
         return _json({}, 202)
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-import httpx
 import msgspec
 import psutil
 import ray
@@ -18,8 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deploy.cluster_config import ClusterConfig
 from deploy.controller import Controller
-from deploy.doors import UNVERIFIED, door_url
 from deploy.progress import Progress
+from deploy.readiness import delay, unready
 from deploy.reconcile import Kind, State
 from deploy.status import ClusterError, ClusterStatus, Crash
 from diptych.errors import WireError, from_wire
@@ -34,8 +33,13 @@ LOG_LINES = 20
 class Cluster:
     """A context manager: entering starts the controller, leaving ends every process in order. From any thread."""
 
-    def __init__(self, config: ClusterConfig, entry_points: dict[str, str] | None = None) -> None:
+    def __init__(self, config: ClusterConfig, entry_points: dict[str, str] | None = None, key: str = "") -> None:
+        """
+        Args:
+            key: of a client, to whom the doors say why they are not ready; "": none is shown.
+        """
         self.config = config
+        self._key = key
         self._entry_points = entry_points or {}
         self.actor: Any = None
 
@@ -141,37 +145,16 @@ class Cluster:
                 if process.state is State.RUNNING and process.id not in seen:
                     seen.add(process.id)
                     progress.step(process.kind, f"{process.name} runs (pid {process.pid})")
-            if status.complete and not self._unready(status):
+            if status.complete and not unready(status, self._key):
                 return status
             time.sleep(POLL_S)
         raise ClusterError(self._describe_delay(timeout_s))
 
-    def _unready(self, status: ClusterStatus) -> str:
-        """Why a public door does not call the cluster healthy and whole; empty when all do."""
-        for router in status.of(Kind.ROUTER):
-            url = door_url(router.said)
-            try:
-                response = httpx.get(f"{url}/health", timeout=CALL_TIMEOUT_S, trust_env=False, verify=UNVERIFIED)
-            except httpx.HTTPError as error:
-                return f"{url}/health cannot be reached: {error}"
-            view = msgspec.json.decode(response.content)
-            if response.status_code != 200:
-                return "; ".join(view.get("reasons", ())) or f"{url}/health says {response.status_code}"
-            details = view.get("details", {})
-            wanted = {f"{kind}_workers": status.wanted[kind] for kind in (Kind.PREFILL, Kind.DECODE)}
-            missing = [
-                f"{details.get(name, 0)} of {n} {name}" for name, n in wanted.items() if details.get(name, 0) < n
-            ]
-            if missing:
-                return "; ".join([*missing, *view.get("reasons", ())])
-        return ""
-
     def _describe_delay(self, timeout_s: float) -> str:
         status = self.status()
         late = [process for process in status.processes if process.state is not State.RUNNING]
-        reason = ", ".join(f"{process.kind} is {process.state}" for process in late) or self._unready(status)
         tails = "".join(f"\n{tail(process.log_path)}" for process in late or status.processes)
-        return f"the cluster was not ready within {timeout_s:.0f} s: {reason}{tails}"
+        return f"the cluster was not ready within {timeout_s:.0f} s: {delay(status, self._key)}{tails}"
 
 
 def describe_crash(crash: Crash) -> str:

@@ -20,6 +20,7 @@ from deploy.saved_state import SavedProcess
 from deploy.scheduling import actor_options, give_back
 from deploy.status import Hosting
 
+STOP_SLACK_S = 5.0  # after draining: the last frames, and closing what is open
 KILL_TIMEOUT_S = 10.0  # from SIGKILL to the end of a process; longer only when the kernel holds it
 CALL_S = 5.0  # one look at a process lasts so long at most
 UNAVAILABLE_RETRY_S = 0.5
@@ -145,8 +146,9 @@ class Hosted:
         except ValueError:
             give_back(self.id)  # likewise
             options = actor_options(self._config, self.kind, self.id, self._saved.node_id)
-            orphan_timeout_s = self._config.limits.orphan_timeout_s
-            self._actor = ray.remote(ProcessHost).options(**options).remote(self.log_path, orphan_timeout_s)
+            limits = self._config.limits
+            arguments = (self.log_path, limits.orphan_timeout_s, limits.drain_timeout_s + STOP_SLACK_S)
+            self._actor = ray.remote(ProcessHost).options(**options).remote(*arguments)
 
     async def _begin(self, entry_point: str) -> None:
         """Start it and wait until it is ready; a process that is there already only answers once more."""

@@ -15,11 +15,10 @@ from collections.abc import Callable
 from uuid import uuid4
 
 import httpx
-import msgspec
 from redis.asyncio import Redis
 
 from deploy.cluster_config import Limits
-from deploy.doors import UNVERIFIED
+from deploy.doors import UNVERIFIED, read_health
 from deploy.health import Vitals
 from deploy.reconcile import Health, Kind
 from deploy.wanted import POOLS
@@ -172,10 +171,12 @@ class Monitor:
             while True:
                 asked_at_s = time.monotonic()
                 counts, probing = None, self._probing.get(id, frozenset())
-                with contextlib.suppress(httpx.HTTPError, msgspec.DecodeError):
+                with contextlib.suppress(httpx.HTTPError, ValueError):
                     answer = await client.get(f"{url}/health")
+                    health = read_health(answer.content)
                     self._vitals[id].heard()
-                    counts, probing, self._queued[id] = _counts(answer.content)
+                    counts, probing = health.num_workers, frozenset(health.details.probing)
+                    self._queued[id] = health.details.queued_tokens
                     self._asked_s[id] = asked_at_s
                 if asked_at_s < self._trust_from_s:
                     counts = None
@@ -191,10 +192,3 @@ class Monitor:
         before = len(self._new_since_s)
         self._new_since_s = {id: since_s for id, since_s in self._new_since_s.items() if since_s > seen_s}
         return len(self._new_since_s) < before
-
-
-def _counts(health: bytes) -> tuple[dict[Kind, int], frozenset[str], int]:
-    """Workers that a router would place on, the ids of those that it is still probing, and tokens that wait in it."""
-    details = msgspec.json.decode(health).get("details", {})
-    counts = {kind: int(details.get(f"{kind}_workers", 0)) for kind in POOLS}
-    return counts, frozenset(details.get("probing", ())), int(details.get("queued_tokens", 0))

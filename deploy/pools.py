@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from deploy.cluster_config import ClusterConfig
-from deploy.hosted import Hosted
+from deploy.hosted import STOP_SLACK_S, Hosted
 from deploy.reconcile import Kind, State
 from deploy.saved_state import Saved, SavedProcess, StateStore
 from deploy.scheduling import chosen_node
@@ -24,7 +24,6 @@ from deploy.wanted import Wanted
 from diptych.errors import BadRequest
 from diptych.membership import tombstone
 
-STOP_SLACK_S = 5.0  # after draining: the last frames, and closing what is open
 MAX_CRASHES = 100  # that are remembered
 LOG = structlog.get_logger()
 
@@ -62,13 +61,14 @@ class Pools:
         return self._hosted[id]
 
     def find(self, name: str) -> Hosted:
-        """By incarnation or by the controller's name.
+        """By incarnation (of a router too, if only to be told what it is not for) or by the controller's name.
 
         Raises:
             BadRequest: nobody has this name.
         """
         for hosted in self:
-            if hosted.state is not State.DEAD and name in (hosted.id, hosted.worker_id) and name:
+            names = {hosted.id, hosted.worker_id, hosted.said("router_id")} - {""}
+            if hosted.state is not State.DEAD and name in names:
                 return hosted
         raise BadRequest(f"there is no worker {name!r}; see diptych status", param="worker")
 

@@ -18,6 +18,7 @@ from deploy.process_config import is_simulated
 from deploy.progress import Progress
 from deploy.ray_runtime import existing_ray, node_addresses, private_ray
 from deploy.run_folder import log_folder
+from deploy.running import RunningFiles
 from deploy.simulated import describe_simulation, with_timing_inlined
 from diptych.model_folder import ModelFolder
 from kv_transfer.identity import served_name
@@ -37,6 +38,7 @@ def prepare(
         ModelError, ValkeyError, RayUnavailable, ValueError, OSError: something cannot be used; the message says why.
     """
     config = _with_absolute_files(config)
+    _check_name_free(config.name)
     for index in range(config.router.count):
         for port in filter(None, (config.router.http_port, config.router.grpc_port)):
             check_port_free(config.router.host, port + index)
@@ -111,6 +113,19 @@ def _join_ray(config: ClusterConfig, address: str, stack: ExitStack) -> None:
             allowed=config.allow_insecure_network or locked,
             lock=WORKERS_LOCK,
         )
+
+
+def _check_name_free(name: str) -> None:
+    """
+    Raises:
+        ValueError: another cluster of this user has it: commands, and Redis if it is one, could not tell them apart.
+    """
+    for running in RunningFiles(os.environ).alive():
+        if running.name == name:
+            raise ValueError(
+                f"your cluster {name!r} runs on this machine already (process {running.pid}): end it with diptych down "
+                f"--cluster {name}, or give this one another name with --cluster"
+            )
 
 
 def check_port_free(host: str, port: int) -> None:

@@ -129,7 +129,7 @@ def reconcile(
         missing = wanted.get(kind, 0) - len(keepers)
         if missing < 0:
             actions += [Stop(process.id) for process in _least_useful(keepers)[:-missing]]
-        elif (missing := missing - _promised(kind, observed, spared, surge)) > 0:
+        elif (missing := missing - _promised(kind, observed, spared, surge) - _ports_held(kind, observed)) > 0:
             start_at_s = not_before_s(crashed_at_s.get(kind, ()), now_s)
             if start_at_s <= now_s:
                 actions += [Start(kind)] * missing
@@ -175,6 +175,13 @@ def _promised(kind: Kind, observed: Sequence[Observed], spared: set[str], surge:
     return sum(p.becomes is kind or (not surge and p.leaving and p.becomes is None and p.kind is kind) for p in leaving)
 
 
+def _ports_held(kind: Kind, observed: Sequence[Observed]) -> int:
+    """Routers that are about to end: clients know the ports, so whoever follows waits for them."""
+    if kind is not Kind.ROUTER:
+        return 0
+    return sum(p.kind is kind and p.state is not State.DEAD and not _serves(p) for p in observed)
+
+
 def _least_useful(alive: list[Observed]) -> list[Observed]:
-    """What still starts before what runs, the newest (with the smallest cache) first."""
-    return sorted(alive, key=lambda p: (p.state is State.RUNNING, -p.order))
+    """What still starts before what is suspect before what runs well, the newest (with the smallest cache) first."""
+    return sorted(alive, key=lambda p: (p.state is State.RUNNING, p.health is Health.OK, -p.order))

@@ -29,6 +29,7 @@ from deploy.model_store import ModelError
 from deploy.prepare import prepare
 from deploy.progress import Progress
 from deploy.ray_runtime import RayUnavailable
+from deploy.readiness import KEY_VARIABLE
 from deploy.reconcile import Kind, State
 from deploy.running import Running, RunningFiles
 from deploy.status import ClusterError, ClusterStatus
@@ -39,7 +40,6 @@ from diptych.trust import pinned
 WATCH_INTERVAL_S = 1.0
 HANG_S = 20.0  # of the controller; far less than the time after which processes believe that there is none
 GONE_TIMEOUT_S = 5.0
-KEY_VARIABLE = "DIPTYCH_API_KEY"  # of the environment: a client's key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def up(options: UpOptions, folder: Path, progress: Progress) -> int:
     try:
         with ExitStack() as stack:
             config = prepare(options.cluster, options.ray_address, folder, stack, progress)
-            cluster = Cluster(config)
+            cluster = Cluster(config, key=os.environ.get(KEY_VARIABLE, ""))
             progress.step("admin", stack.enter_context(_admin_door(cluster, told_down)))
             stack.enter_context(cluster)
             stack.callback(footprint.add_descendants, psutil.Process())  # before anything is stopped

@@ -17,6 +17,16 @@ MINIMUM = {Kind.PREFILL: 0, Kind.DECODE: 1, Kind.ROUTER: 1}  # without prefill w
 MAXIMUM = 1_000  # a typing error, not a cluster
 
 
+def check_counts(counts: Mapping[Kind, int]) -> None:
+    """
+    Raises:
+        BadRequest: a count is out of range.
+    """
+    for kind, count in counts.items():
+        if not MINIMUM[kind] <= count <= MAXIMUM:
+            raise BadRequest(f"{kind} is {count}; it must be {MINIMUM[kind]} to {MAXIMUM}", param=str(kind))
+
+
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[Kind, int]
     leaving: dict[str, Kind | None] = {}  # process id: the kind that takes its place, if it is another
@@ -32,9 +42,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
             BadRequest: the cluster is going down, or a count is out of range.
         """
         self._check_up()
-        for kind, count in counts.items():
-            if not MINIMUM[kind] <= count <= MAXIMUM:
-                raise BadRequest(f"{kind} is {count}; it must be {MINIMUM[kind]} to {MAXIMUM}", param=str(kind))
+        check_counts(counts)
         pinned = self.pinned | (set(counts) & set(POOLS)) if pin else self.pinned
         return msgspec.structs.replace(self, counts=self.counts | dict(counts), pinned=pinned)
 
@@ -66,7 +74,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         """A worker changes its role: it is drained, and one of the other kind takes its place.
 
         Raises:
-            BadRequest: the cluster is going down, would have no decode worker left, or it leaves for another reason.
+            BadRequest: the cluster is going down, would have no decode worker left or too many of the other kind, or it
+                leaves for another reason.
         """
         self._check_up()
         self._check_pool(kind)
@@ -79,6 +88,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
             return self
         counts = self._less(kind)
         counts[to] = counts.get(to, 0) + 1
+        check_counts({to: counts[to]})
         return msgspec.structs.replace(self, counts=counts, leaving=self.leaving | {id: to})
 
     def ended(self, ids: set[str]) -> Wanted:

@@ -142,6 +142,8 @@ def test_a_drained_worker_serves_until_another_takes_its_place(start: Callable[.
             cluster.drain(first.name)
         with pytest.raises(BadRequest, match="would have 0 decode"):
             cluster.drain(second.name, replace=False)
+        with pytest.raises(BadRequest, match="a router is in no pool"):
+            cluster.drain(only(cluster.status(), Kind.ROUTER).name)
 
 
 @pytest.mark.slow
@@ -230,10 +232,15 @@ def test_what_does_not_listen_is_killed(start: Callable[..., Cluster]) -> None:
 
 
 @pytest.mark.slow
-def test_processes_nobody_asks_after_end_by_themselves(start: Callable[..., Cluster], tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["worker", "deaf"])
+def test_processes_nobody_asks_after_end_by_themselves(
+    start: Callable[..., Cluster], tmp_path: Path, what: str
+) -> None:
     footprint = Footprint(ignored=tmp_path)
-    cluster = start(prefill=NO_PREFILL, limits={"orphan_timeout_s": 3.0}).__enter__()
-    footprint.add(psutil.Process(pid) for pid in pids(until(cluster, whole)).values())
+    limits = {"orphan_timeout_s": 3.0}
+    cluster = start({Kind.DECODE: f"standin_process:{what}"}, prefill=NO_PREFILL, limits=limits).__enter__()
+    status = until(cluster, lambda status: all(p.state is State.RUNNING for p in status.processes) and status.processes)
+    footprint.add(psutil.Process(pid) for pid in pids(status).values())
     ray.kill(cluster.actor)  # for good, as when the command that started it is killed
     psutil.wait_procs(footprint.processes.values(), timeout=WAIT_S)
     assert footprint.remaining() == []

@@ -18,8 +18,8 @@ from launch_files import (
 
 from deploy.cli import app
 from deploy.cluster_config import ClusterConfig
+from deploy.hosted import STOP_SLACK_S
 from deploy.placing import Needs, Node, Placed, choose
-from deploy.pools import STOP_SLACK_S
 from deploy.wanted import POOLS
 
 

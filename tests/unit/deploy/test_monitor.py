@@ -28,6 +28,7 @@ class Door:
 
     def __init__(self) -> None:
         self.probing: dict[str, str] = {}
+        self.instead: Any = None  # said in place of what a router says
         self.num_asked = 0
         self.url = ""
 
@@ -41,7 +42,8 @@ class Door:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         self.num_asked += 1
-        body = msgspec.json.encode({"details": {"decode_workers": 1, "probing": self.probing, "queued_tokens": 70}})
+        details = {"decode_workers": 1, "probing": self.probing, "queued_tokens": 70}
+        body = msgspec.json.encode({"details": details} if self.instead is None else self.instead)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
         await writer.drain()
         writer.close()
@@ -82,6 +84,24 @@ async def test_a_worker_is_probed_until_every_router_had_time_to_say_so(monitor:
         await until(lambda: monitor.queued_tokens == 70 * len(monitor._doors))
         first.probing = {"d1@host": ""}
         await until(lambda: monitor.is_probing("d1"))
+
+
+@pytest.mark.parametrize("instead", [[], "hello", {"details": {"decode_workers": "many"}}, {"error": {}}])
+async def test_who_answers_at_a_routers_port_and_is_none_is_not_believed(monitor: Monitor, instead: object) -> None:
+    async with Door().open() as door:
+        monitor.watch_router("r1", door.url)
+        await until(lambda: bool(monitor.placeable()))
+        door.instead = instead
+        await until(lambda: not monitor.placeable())
+        asked = door.num_asked
+        await until(lambda: door.num_asked > asked + 1)  # it is asked again
+        assert not monitor._tasks["r1"].done()
+        vitals = monitor.vitals("r1")
+        assert vitals is not None
+        vitals.age(100.0)
+        asked = door.num_asked
+        await until(lambda: door.num_asked > asked + 1)
+        assert vitals.silent_s >= 100.0  # and is no router that lives
 
 
 async def test_without_a_router_nobody_serves(monitor: Monitor) -> None:

@@ -104,6 +104,22 @@ def test_who_gets_nowhere_is_killed_and_replaced_at_the_same_time() -> None:
     assert plan({Kind.DECODE: 1}, [replace(stuck, health=Health.SUSPECT)]) == []
 
 
+def test_a_pool_that_shrinks_keeps_who_is_well() -> None:
+    old, new = observed(Kind.DECODE, State.RUNNING, 1, health=Health.SUSPECT), running(Kind.DECODE, 2)
+    assert plan({Kind.DECODE: 1}, [old, new]) == [Stop("decode-1")]
+
+
+def test_a_router_is_followed_when_its_ports_are_free() -> None:
+    """Who starts before gets other ports, and clients know no others."""
+    stuck = observed(Kind.ROUTER, State.RUNNING, 1, health=Health.LOST)
+    assert plan({Kind.ROUTER: 1}, [stuck]) == [Kill("router-1")]
+    assert plan({Kind.ROUTER: 3}, [stuck]) == [Kill("router-1"), Start(Kind.ROUTER), Start(Kind.ROUTER)]
+    ending = observed(Kind.ROUTER, State.STOPPING, 2)
+    assert plan({Kind.ROUTER: 2}, [running(Kind.ROUTER, 1), ending]) == []
+    dead = replace(stuck, state=State.DEAD)
+    assert plan({Kind.ROUTER: 1}, [dead]) == [Forget("router-1"), Start(Kind.ROUTER)]
+
+
 def test_a_drained_worker_leaves_when_every_router_would_use_its_successor() -> None:
     there = [leaving(Kind.DECODE, 1)]
     assert plan({Kind.DECODE: 1}, there, {Kind.DECODE: 1}) == [Start(Kind.DECODE)]

@@ -54,8 +54,9 @@ async def test_the_door_releases_and_scales() -> None:
         answer = await client.post("/scale", json={"prefill": 2, "decode": "auto"})
         assert answer.status_code == 202
         assert cluster.orders == [[Kind.DECODE], {Kind.PREFILL: 2}]
-        for wrong in ({"router": "auto"}, {"decode": "many"}, {}):
+        for wrong in ({"router": "auto"}, {"decode": "many"}, {}, {"prefill": "auto", "decode": 0}):
             assert (await client.post("/scale", json=wrong)).status_code == 400
+        assert len(cluster.orders) == 2  # all of it or nothing
 
 
 async def test_metrics_need_the_key() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.reconcile import Kind
-from deploy.wanted import MINIMUM, Wanted
+from deploy.wanted import MAXIMUM, MINIMUM, Wanted
 from diptych.errors import BadRequest
 
 WANTED = Wanted(counts={Kind.PREFILL: 2, Kind.DECODE: 2, Kind.ROUTER: 1})
@@ -43,6 +43,9 @@ def test_a_change_of_role_moves_one_from_pool_to_pool() -> None:
         WANTED.moved("d1", Kind.DECODE, Kind.DECODE)
     with pytest.raises(BadRequest, match="in no pool"):
         WANTED.moved("d1", Kind.DECODE, Kind.ROUTER)
+    full = WANTED.scaled({Kind.DECODE: MAXIMUM})
+    with pytest.raises(BadRequest, match=f"decode is {MAXIMUM + 1}"):
+        full.moved("p1", Kind.PREFILL, Kind.DECODE)
 
 
 def test_who_has_ended_is_forgotten() -> None:
