@@ -18,7 +18,7 @@ import numpy as np
 
 from loadgen.experiment.cells import LOADS, Cell, colocated
 from loadgen.experiment.results import CellRun
-from loadgen.report.figures import BALANCES, Series
+from loadgen.report.figures import ATTAINMENT, BALANCES, Estimate, Series
 from loadgen.report.intervals import Interval, t_interval
 
 Verdict = Literal["pays", "loses", "same", "unclear", "neither"]
@@ -57,6 +57,13 @@ class Measured:
         return self.series.simulated
 
     @property
+    def per_worker(self) -> Estimate:
+        """Goodput a worker, over seeds."""
+        found = [value / self.cell.num_workers for value in self.goodput.values()]
+        sure = t_interval(found)
+        return Estimate(float(np.mean(found)), Interval(max(0.0, sure.low), sure.high) if sure else None, len(found))
+
+    @property
     def goodput(self) -> dict[int, float]:
         """Requests a second within the limits, by seed."""
         rate = self.cell.requests_per_s
@@ -81,12 +88,16 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The most that a configuration sustains: goodput a worker, at a load that enough requests get through in time."""
+    """The most that a configuration sustains: goodput a worker, at a load that enough requests get through in time.
+    Each seed finds its own load, and 0 where enough are in time at none; the figure is the mean over seeds."""
 
     cell: Cell  # of the highest such load; of the lowest load, if there is none
     label: str
     per_worker: float
     interval: Interval | None
+    in_time: Estimate | None  # share of the requests within the limits, there
+    loads: Sequence[float]  # at which the seeds had it, each its own; rising, without those that had none
+    num_seeds: int
     sustained: bool  # there is such a load
     at_the_end: bool  # it is the highest that was tried: the true figure may be higher
 
@@ -148,11 +159,16 @@ def label_of(cell: Cell, varying: Sequence[str]) -> str:
     return ", ".join([str(cell.shape), *parts])
 
 
+def load_text(cell: Cell, load: float) -> str:
+    """`0.75/s a worker`, as labels have it."""
+    return TITLES[cell.load_name].format(load)
+
+
 def capacities(cells: Sequence[Measured], attainment: float) -> list[Capacity]:
     """One for each configuration, i.e. cells that differ in their load only."""
     groups: dict[Cell, list[Measured]] = {}
     for each in cells:
-        groups.setdefault(_without_load(each.cell), []).append(each)
+        groups.setdefault(without_load(each.cell), []).append(each)
     varying = [name for name in varying_axes(each.cell for each in cells) if name not in LOADS]
     return [
         _capacity(sorted(mine, key=lambda each: each.cell.load), label_of(setting, varying), attainment)
@@ -169,14 +185,19 @@ def comparisons(cells: Sequence[Measured]) -> list[Comparison]:
 def _capacity(loads: Sequence[Measured], label: str, attainment: float) -> Capacity:
     sustained = [each for each in loads if each.attainment >= attainment]
     seeds = sorted({run.seed for each in loads for run in each.runs})
-    best = [max(_good(each, seed, attainment) for each in loads) for seed in seeds]
+    found = [max((_good(each, seed, attainment), each.cell.load) for each in loads) for seed in seeds]
+    best = [goodput for goodput, _ in found]
+    shown = (sustained or loads)[-1 if sustained else 0]
     workers = loads[0].cell.num_workers
     interval = t_interval(best)
     return Capacity(
-        cell=(sustained or loads)[-1 if sustained else 0].cell,
+        cell=shown.cell,
         label=label,
         per_worker=float(np.mean(best)) / workers,
         interval=Interval(max(0.0, interval.low) / workers, interval.high / workers) if interval else None,
+        in_time=shown.series.estimate(ATTAINMENT),
+        loads=sorted(load for goodput, load in found if goodput),
+        num_seeds=len(seeds),
         sustained=bool(sustained),
         at_the_end=bool(sustained) and sustained[-1] is loads[-1],
     )
@@ -205,5 +226,5 @@ def _verdict(interval: Interval | None) -> Verdict:
     return "pays" if interval.low > 0 else "loses" if interval.high < 0 else "unclear"
 
 
-def _without_load(cell: Cell) -> Cell:
+def without_load(cell: Cell) -> Cell:
     return msgspec.structs.replace(cell, **dict.fromkeys(LOADS))

@@ -7,10 +7,11 @@ from html import escape
 
 import msgspec
 
-from loadgen.experiment.analysis import Capacity, Comparison, Verdict, label_of, varying_axes
+from loadgen.experiment.analysis import Capacity, Comparison, Verdict, label_of, load_text, varying_axes, without_load
 from loadgen.experiment.cells import LOADS, Cell
-from loadgen.report import charts
+from loadgen.report import heat_map
 from loadgen.report.chart_sections import map_section
+from loadgen.report.sections import table
 
 SAID: dict[Verdict, str] = {
     "pays": "Disaggregation pays at",
@@ -24,26 +25,48 @@ SAID: dict[Verdict, str] = {
 def pd_maps(capacities: Sequence[Capacity], attainment: float) -> str:
     """Goodput a worker over prefill (rows) and decode workers (columns), a map for each setting of everything else.
     Row 0 are colocated workers. Nothing where only one shape was measured."""
+    return "".join(
+        map_section(
+            f"Goodput a worker{': ' if setting else ''}{setting}",
+            _cells(mine),
+            "prefill workers",
+            "decode workers",
+            "requests/s a worker",
+            f"{best_of(mine)} Requests a second and worker within the limits, at the highest load with "
+            f"{100 * attainment:g} % of them in time; small: 95 % interval over seeds. Row 0: colocated workers. "
+            "–: not measured.",
+        )
+        for setting, mine in groups_of_shapes(capacities)
+    )
+
+
+def groups_of_shapes(capacities: Sequence[Capacity]) -> list[tuple[str, list[Capacity]]]:
+    """Those that differ in their numbers of workers only, with what else sets them apart from other groups; groups of
+    one shape are left out."""
     groups: dict[Cell, list[Capacity]] = {}
     for each in capacities:
         groups.setdefault(_without_shape(each.cell), []).append(each)
     varying = [name for name in varying_axes(each.cell for each in capacities) if name not in LOADS]
-    made = []
-    for setting, mine in groups.items():
-        if len({(each.cell.prefill, each.cell.decode) for each in mine}) < 2:
-            continue
-        what = ", ".join(label_of(setting, varying).split(", ")[1:])
-        made.append(
-            map_section(
-                f"Goodput a worker{': ' if what else ''}{what}",
-                _cells(mine),
-                "prefill",
-                "decode workers",
-                f"Requests a second and worker within the limits, at the highest load with {100 * attainment:g} % of "
-                "them; row 0: colocated workers. The best cell is framed.",
-            )
-        )
-    return "".join(made)
+    return [
+        (label_of(setting, varying).partition(", ")[2], mine)
+        for setting, mine in groups.items()
+        if len({(each.cell.prefill, each.cell.decode) for each in mine}) > 1
+    ]
+
+
+def best_of(capacities: Sequence[Capacity]) -> str:
+    """Which sustains most, and which others cannot be told from it: their intervals overlap. Whole sentences."""
+    best = max(capacities, key=lambda each: each.per_worker)
+    if not best.per_worker:
+        return "None keeps the limits at any load tried."
+    sure = f" ({best.interval.low:.3g} to {best.interval.high:.3g})" if best.interval else ""
+    close = [str(each.cell.shape) for each in capacities if each is not best and not _clear(each, best)]
+    doubt = f" Not told apart from it: {', '.join(close)}." if close else ""
+    return f"Best: {best.cell.shape} with {best.per_worker:.3g}/s a worker{sure}.{doubt}"
+
+
+def _clear(less: Capacity, best: Capacity) -> bool:
+    return less.interval is not None and best.interval is not None and less.interval.high < best.interval.low
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
@@ -53,18 +76,18 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     cells = [each.disaggregated.cell for each in comparisons]
     varying = [name for name in varying_axes(cells) if name not in LOADS]
     loads = sorted({cell.load for cell in cells})
-    by_place = {(_setting(each.disaggregated.cell), each.disaggregated.cell.load): each for each in comparisons}
-    settings = list(dict.fromkeys(_setting(cell) for cell in cells))
-    head = "".join(f"<th>{escape(_load(cells[0], load))}</th>" for load in loads)
+    by_place = {(without_load(each.disaggregated.cell), each.disaggregated.cell.load): each for each in comparisons}
+    settings = list(dict.fromkeys(without_load(cell) for cell in cells))
+    head = "".join(f"<th>{escape(load_text(cells[0], load))}</th>" for load in loads)
     rows = []
     for setting in settings:
         found = "".join(_verdict_cell(by_place.get((setting, load))) for load in loads)
         label = escape(label_of(setting, varying))
-        rows.append(f'<tr><th title="{label}">{label}</th>{found}</tr>')
+        rows.append(f"<tr><th>{label}</th>{found}</tr>")
+    sentences = "".join(f"<li>{escape(said)}</li>" for said in regions(comparisons))
     return (
-        '<div class="card scroll"><table class="verdicts"><thead><tr><th>Disaggregated against colocated</th>'
-        f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f'<p class="soft">{escape(region(comparisons))} Cells: share of the requests within the limits, of the pools '
+        f'<ul class="said">{sentences}</ul>{table(f"<th>Disaggregated : colocated</th>{head}", rows)}'
+        '<p class="soft">Cells: share of the requests within the limits, of the pools '
         "and of as many colocated workers with as many processors; below, the 95 % interval over seeds of what the "
         "pools add to goodput, pair by pair. It pays or loses where that is on one side of zero; it is the same within "
         "5 %.</p>"
@@ -73,12 +96,17 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 def region(comparisons: Sequence[Comparison]) -> str:
     """Where disaggregation loses, and where it pays, in a sentence each."""
+    return " ".join(regions(comparisons))
+
+
+def regions(comparisons: Sequence[Comparison]) -> list[str]:
+    """The sentences of `region`, one for each verdict."""
     parts = []
     for verdict, said in SAID.items():
         mine = [_where(each, comparisons) for each in comparisons if each.verdict == verdict]
         if mine or verdict in ("pays", "loses"):
             parts.append(f"{said} {'; '.join(mine) or 'no cell'}.")
-    return " ".join(parts)
+    return parts
 
 
 def _where(comparison: Comparison, among: Sequence[Comparison]) -> str:
@@ -93,14 +121,20 @@ def _verdict_cell(comparison: Comparison | None) -> str:
         return "<td>–</td>"
     ours, theirs = (100 * each.attainment for each in (comparison.disaggregated, comparison.colocated))
     sure = comparison.interval
-    bounds = f"goodput {100 * sure.low:+.0f} to {100 * sure.high:+.0f} %" if sure else ""
+    bounds = f"goodput {_signed(sure.low)} to {_signed(sure.high)} %" if sure else ""
     return (
         f'<td class="{comparison.verdict}"><b>{comparison.verdict}</b> '
         f"{ours:.0f} : {theirs:.0f} % in time<small>{bounds}</small></td>"
     )
 
 
-def _cells(capacities: Sequence[Capacity]) -> list[charts.Cell]:
+def _signed(share: float) -> str:
+    """Percent, with a sign, but for what rounds to nothing."""
+    rounded = round(100 * share)
+    return "0" if not rounded else f"{rounded:+d}".replace("-", "−")
+
+
+def _cells(capacities: Sequence[Capacity]) -> list[heat_map.Cell]:
     ordered = sorted(capacities, key=lambda each: (each.cell.prefill, each.cell.decode))
     columns = sorted({each.cell.decode for each in ordered})
     rows = sorted({each.cell.prefill for each in ordered})
@@ -108,22 +142,13 @@ def _cells(capacities: Sequence[Capacity]) -> list[charts.Cell]:
     return [_map_cell(row, column, found.get((row, column))) for row in rows for column in columns]
 
 
-def _map_cell(row: int, column: int, found: Capacity | None) -> charts.Cell:
+def _map_cell(row: int, column: int, found: Capacity | None) -> heat_map.Cell:
     if found is None:
-        return charts.Cell(str(row), str(column), None, "not measured")
+        return heat_map.Cell(str(row), str(column), None, "not measured")
     sure = f", 95 % interval {found.interval.low:.3g} to {found.interval.high:.3g}" if found.interval else ""
-    return charts.Cell(str(row), str(column), found.per_worker, f"{found.label}{sure}")
-
-
-def _load(cell: Cell, load: float) -> str:
-    varied = msgspec.structs.replace(cell, **{cell.load_name: load})
-    return label_of(varied, [cell.load_name]).rpartition(", ")[2]
-
-
-def _setting(cell: Cell) -> Cell:
-    return msgspec.structs.replace(cell, **dict.fromkeys(LOADS))
+    return heat_map.Cell(str(row), str(column), found.per_worker, f"{found.label}{sure}", found.interval)
 
 
 def _without_shape(cell: Cell) -> Cell:
     """A colocated cell lies on the map of the pairs that it is held against, whatever their remote prefill is."""
-    return msgspec.structs.replace(_setting(cell), mode="disaggregated", prefill=0, decode=1, remote_prefill="auto")
+    return msgspec.structs.replace(without_load(cell), mode="disaggregated", prefill=0, decode=1, remote_prefill="auto")

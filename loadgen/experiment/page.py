@@ -11,10 +11,11 @@ import msgspec
 from loadgen.experiment.analysis import Measured, capacities, comparisons, simulated
 from loadgen.experiment.maps import comparison_table, pd_maps
 from loadgen.experiment.results import State
-from loadgen.experiment.sections import capacity_table, cost_table, distribution_charts, use_charts
-from loadgen.report.chart_sections import charts_of_rates
+from loadgen.experiment.sections import capacity_table, distribution_charts, load_charts_of, use_charts
+from loadgen.report.chart_sections import Limits
 from loadgen.report.page import page_of
-from loadgen.report.sections import comparison, definitions, failures_and_classes, verdict
+from loadgen.report.phase_sections import phase_costs
+from loadgen.report.sections import CACHES, RATES, comparison, definitions, failures_and_classes, latencies, verdict
 
 WHERE = {"cluster": "on a cluster of its own", "running": "on a running cluster", "sim": "in virtual time"}
 
@@ -36,10 +37,12 @@ def experiment_page(state: State, cells: Sequence[Measured], num_planned: int) -
         ("What each configuration sustains", capacity_table(found, made.slo.attainment)),
         ("Prefill and decode workers", pd_maps(found, made.slo.attainment)),
         ("Disaggregated or colocated", comparison_table(comparisons(cells))),
-        ("Over the rate", charts_of_rates(series)),
-        ("What each phase costs", cost_table(cells)),
+        ("Over the load", load_charts_of(cells, Limits(made.slo.ttft_ms, made.slo.tpot_ms, made.slo.attainment))),
+        ("Figures", comparison(series, RATES)),
+        ("Latencies", latencies(series)),
+        ("What each phase costs", phase_costs(series, with_queue=made.backend != "sim")),
+        ("Caches, balance and use", comparison(series, CACHES)),
         ("How busy each phase was", use_charts(cells)),
-        ("Figures", comparison(series)),
         ("Distributions", distribution_charts(cells)),
         ("Failures and classes of traffic", failures_and_classes(series)),
         ("What was run", _configuration(state, cells)),
@@ -51,7 +54,7 @@ def experiment_page(state: State, cells: Sequence[Measured], num_planned: int) -
 
 def _subtitle(state: State, cells: Sequence[Measured], num_planned: int) -> str:
     made, num_runs = state.experiment, sum(len(each.runs) for each in cells)
-    started = datetime.fromtimestamp(state.started_at_s, UTC).isoformat(timespec="minutes")
+    started = datetime.fromtimestamp(state.started_at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
     where = WHERE[made.backend] + (", SIMULATED" if simulated(cells) else "")
     whole = f"{num_runs} runs" if num_runs >= num_planned else f"{num_runs} of {num_planned} runs, not finished"
     limits = f"TTFT ≤ {made.slo.ttft_ms:g} ms and TPOT ≤ {made.slo.tpot_ms:g} ms"

@@ -2,89 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
-from loadgen.experiment.analysis import Capacity, Measured
+from loadgen.experiment.analysis import Capacity, Measured, label_of, load_text, varying_axes, without_load
+from loadgen.experiment.cells import LOADS
 from loadgen.report import figures
-from loadgen.report.chart_sections import charts_of_distributions
+from loadgen.report.chart_sections import Limits, LoadPoint, charts_of_distributions, curves
 from loadgen.report.charts import COLOURS, Line, legend, line_chart
-from loadgen.report.figures import Figure, bare, shown, shown_estimate
+from loadgen.report.figures import Estimate
+from loadgen.report.sections import cell, table
 
 MAX_GROUPS = 8  # of charts on the page; more are in the tables and the files
-COSTS = (
-    *(figure for figure in figures.PHASES if figure.key.endswith(("_mean_ms", "_p99_ms"))),
-    figures.PHASES[0],
-    *figures.CACHE,
-)
+MIN_SAMPLES = 3  # that make a line
+COLOUR_OF = {"prefill": 1, "decode": 3}  # as in the charts of costs
+LOAD_TITLES = {
+    "rate": "load, requests/s",
+    "rate_per_worker": "load, requests/s a worker",
+    "input_tokens_per_s": "load, prompt tokens/s",
+    "concurrency": "load, requests at a time",
+    "speedup": "load, times the trace’s speed",
+}
 
 
 def capacity_table(capacities: Sequence[Capacity], attainment: float) -> str:
     """The most that each configuration sustains, the best first."""
+    ordered = sorted(capacities, key=lambda each: -each.per_worker)
     rows = []
-    for each in sorted(capacities, key=lambda each: -each.per_worker):
-        sure = (
-            f"<small>{bare(each.interval.low, '1/s')} to {bare(each.interval.high, '1/s')}</small>"
-            if each.interval
-            else ""
-        )
-        load = f"{each.cell.load:g}" if each.sustained else "–"
-        note = "the highest tried" if each.at_the_end else "" if each.sustained else "not at the lowest load"
+    for each in ordered:
+        best = ' class="best"' if each is ordered[0] and each.per_worker else ""
+        goodput = Estimate(each.per_worker, each.interval, each.num_seeds)
         rows.append(
-            f"<tr><th>{escape(each.label)}</th><td>{escape(shown(each.per_worker, '1/s'))}{sure}</td>"
-            f"<td>{escape(load)}<small>{note}</small></td></tr>"
+            f"<tr{best}><th>{escape(each.label)}</th>{cell(goodput, figures.GOODPUT)}"
+            f"<td>{escape(loads_of(each))}<small>{escape(note_of(each))}</small></td>"
+            f"{cell(each.in_time, figures.ATTAINMENT)}<td>{escape(load_text(each.cell, each.cell.load))}</td></tr>"
         )
-    name = capacities[0].cell.load_name.replace("_", " ") if capacities else ""
-    head = f"<th>Configuration</th><th>Goodput a worker</th><th>at {escape(name)}</th>"
-    return _table(head, rows) + (
-        f'<p class="soft">The highest goodput at a load of which {100 * attainment:g} % of the requests kept both '
-        "limits, divided by the workers; failures are misses. Found among the loads tried, not between them.</p>"
+    share = f"{100 * attainment:g} %"
+    head = "<th>Configuration</th><th>Goodput a worker</th><th>at a load of</th><th>Attainment</th><th>at</th>"
+    return table(head, rows) + (
+        f'<p class="soft">Every seed by itself: the highest goodput among the loads of which {share} of the requests '
+        "kept both limits, divided by the workers; 0 where there is none. Then the mean over seeds. Failures are "
+        "misses. Found among the loads tried, not between them. Attainment: of all seeds, at the highest load at which "
+        f"it is {share} on average, else at the lowest.</p>"
     )
 
 
-def cost_table(cells: Sequence[Measured]) -> str:
-    """Mean and 99th percentile of each phase of a request, cache hits, balance and how busy each pool was."""
-    if not any(each.series.estimate(figures.PHASES[0]) for each in cells):
-        return ""
-    head = "".join(f"<th>{escape(figure.title)}</th>" for figure in COSTS)
-    extra = ("Balance of prompts", "Balance of output", "Prefill busy", "Decode busy")
-    head += "".join(f"<th>{title}</th>" for title in extra)
-    rows = [f"<tr><th>{escape(each.label)}</th>{_costs(each)}</tr>" for each in cells]
-    return _table(f"<th>Cell</th>{head}", rows) + (
-        '<p class="soft">What a request cost in each phase, by the server’s own account; decode as the client saw it. '
-        "Transfer exposed: from the end of prefill until decode had the KV. Hits: of prompt tokens, as the router "
-        "predicted, as the worker found, and as one endless cache would have. Balance: Jain’s index over the workers "
-        "of the role. Busy: share of the workers with a sequence in their batch.</p>"
+def loads_of(capacity: Capacity) -> str:
+    """The loads at which the seeds had their best."""
+    if not capacity.loads:
+        return "–"
+    low, high = capacity.loads[0], capacity.loads[-1]
+    return load_text(capacity.cell, high) if low == high else f"{low:g} to {load_text(capacity.cell, high)}"
+
+
+def note_of(capacity: Capacity) -> str:
+    without = capacity.num_seeds - len(capacity.loads)
+    if without == capacity.num_seeds:
+        return "not even at the lowest load"
+    if without:
+        return f"{without} of {capacity.num_seeds} seeds at no load"
+    return "the highest tried: there may be more" if capacity.at_the_end else ""
+
+
+def load_charts_of(cells: Sequence[Measured], limits: Limits) -> str:
+    """Goodput a worker, attainment and latencies over the load, a line for each configuration."""
+    groups: dict[str, dict[str, list[Measured]]] = {}
+    varying = [name for name in varying_axes(each.cell for each in cells) if name not in LOADS]
+    for each in sorted(cells, key=lambda each: each.cell.load):
+        label = label_of(without_load(each.cell), varying)
+        groups.setdefault(label.partition(", ")[2], {}).setdefault(label, []).append(each)
+    made = []
+    for setting, lines in groups.items():
+        known = [(name, mine) for name, mine in lines.items() if len(mine) > 1]
+        for first in range(0, len(known), COLOURS):
+            made.append((setting, _over_load(dict(known[first : first + COLOURS]), limits)))
+    if len(made) <= 1:
+        return "".join(html for _, html in made)
+    return "".join(
+        f"<details{' open' if not number else ''}><summary>{escape(setting or 'all')}</summary>{html}</details>"
+        for number, (setting, html) in enumerate(made)
     )
 
 
 def use_charts(cells: Sequence[Measured]) -> str:
-    """How busy each pool was over time, of the first run of each cell that was looked at more than once."""
-    made = []
-    for each in cells:
-        use = each.runs[0].use
-        if use is None or len(use.at_s) < 3:
-            continue
-        roles = {"prefill": use.prefill, "decode": use.decode}
-        lines = []
-        for colour, (name, role) in enumerate(roles.items()):
-            if role is not None:
-                for what, values, dashed in (("busy", role.busy, False), ("KV in use", role.kv_used, True)):
-                    points = [(at, 100 * value) for at, value in zip(use.at_s, values, strict=True)]
-                    lines.append(Line(f"{name}, {what}", points, colour, dashed))
-        chart = line_chart(each.label, lines, "seconds", "", log_x=False, percent=True)
-        made.append(f'<figure class="card"><h3>{escape(each.label)}</h3>{chart}</figure>')
+    """How many workers each phase kept busy over time, and how full their KV pools were where a cluster was looked at;
+    of the first run of each cell."""
+    made = [_use_of(each) for each in cells]
+    made = [each for each in made if each]
     if not made:
         return ""
-    names = [(name, colour) for colour, name in enumerate(("prefill", "decode"))]
     shown_first, rest = "".join(made[:MAX_GROUPS]), made[MAX_GROUPS:]
     more = (
-        f"<details><summary>{len(rest)} more</summary><div class=charts>{''.join(rest)}</div></details>" if rest else ""
+        f'<details><summary>{len(rest)} more</summary><div class="charts">{"".join(rest)}</div></details>'
+        if rest
+        else ""
     )
     caption = (
-        '<p class="soft">Line: share of the workers that were computing. Dashed: share of their KV blocks in use.</p>'
+        '<p class="soft">The first run of each. A worker is busy with a phase while it has a request in it, by what '
+        "answered requests report; one that does both can be counted twice. KV in use: share of the blocks of a pool, "
+        "looked at once a second; there is none in virtual time.</p>"
     )
-    return f'{legend(names)}<div class="charts">{shown_first}</div>{more}{caption}'
+    names = legend(list(COLOUR_OF.items()))
+    return f'{names}<div class="charts">{shown_first}</div>{more}{caption}'
+
+
+def _use_of(each: Measured) -> str:
+    line, use = each.runs[0].result.summary.timeline, each.runs[0].use
+    busy = [
+        Line(phase, [(round(index * line.slot_s, 3), value) for index, value in enumerate(values)], COLOUR_OF[phase])
+        for phase, values in line.busy_workers.items()
+    ]
+    pools = {"prefill": use.prefill, "decode": use.decode} if use is not None else {}
+    held = [
+        Line(name, [(at, 100 * value) for at, value in zip(use.at_s, pool.kv_used, strict=True)], COLOUR_OF[name])
+        for name, pool in pools.items()
+        if use is not None and pool is not None and len(pool.kv_used) >= MIN_SAMPLES
+    ]
+    seconds = "time since the start, s"
+    parts = (
+        (f"{each.label}: busy workers", line_chart(each.label, busy, seconds, "workers", log_x=False)),
+        (
+            f"{each.label}: KV in use",
+            line_chart(each.label, held, seconds, "share of the blocks", log_x=False, percent=True),
+        ),
+    )
+    return "".join(f'<figure class="card"><h3>{escape(name)}</h3>{chart}</figure>' for name, chart in parts if chart)
 
 
 def distribution_charts(cells: Sequence[Measured]) -> str:
@@ -100,25 +142,11 @@ def distribution_charts(cells: Sequence[Measured]) -> str:
     return "".join(made)
 
 
-def _costs(cell: Measured) -> str:
-    series = cell.series
-    found = [_cell(series.estimate(figure), figure) for figure in COSTS]
-    found += [_text(cell.balance(phase), "") for phase in ("prompt", "output")]
-    uses = [run.use for run in cell.runs if run.use is not None]
-    prefill = [use.prefill.mean_busy for use in uses if use.prefill is not None]
-    decode = [use.decode.mean_busy for use in uses]
-    found += [_text(sum(values) / len(values) if values else None, "%") for values in (prefill, decode)]
-    return "".join(found)
-
-
-def _cell(estimate: figures.Estimate | None, figure: Figure) -> str:
-    text, _, sure = shown_estimate(estimate, figure.unit).partition(" [")
-    return f"<td>{escape(text)}{f'<small>{escape(sure[:-1])}</small>' if sure else ''}</td>"
-
-
-def _text(value: float | None, unit: str) -> str:
-    return f"<td>{'–' if value is None else escape(shown(value, unit))}</td>"
-
-
-def _table(head: str, rows: Sequence[str]) -> str:
-    return f'<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+def _over_load(lines: Mapping[str, Sequence[Measured]], limits: Limits) -> str:
+    groups = {
+        name: [LoadPoint(each.cell.load, each.series, each.per_worker) for each in mine] for name, mine in lines.items()
+    }
+    if not groups:
+        return ""
+    name = next(iter(lines.values()))[0].cell.load_name
+    return curves(groups, limits, LOAD_TITLES[name], "requests/s a worker in time")

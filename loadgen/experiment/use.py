@@ -1,7 +1,8 @@
 """How busy each phase was over time: the cluster's status, looked at while a run goes on.
 
-A sample a second, because asking costs the machine something too; a worker counts as busy if it has a sequence in its
-batch at that moment.
+A sample a second, because asking costs the machine something too; a worker counts as busy if it had a sequence in its
+batch when it last said so, after a step. Prompts that fit into one step are never seen that way: how busy the phases
+were is in each run's timeline (`loadgen.report.occupancy`), from what requests report.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Charts as SVG: lines, bars with intervals, and a heat map. They take numbers and names and know nothing of runs."""
+"""Charts as SVG: lines, and bars with intervals or of parts. They take numbers and names and know nothing of runs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from dataclasses import dataclass
 from html import escape
 
 from loadgen.report.intervals import Interval
-from loadgen.report.svg import BOTTOM, HEIGHT, TOP, WIDTH, Scale, axes, number, picture, text, x_scale, y_scale
+from loadgen.report.svg import BOTTOM, HEIGHT, TOP, WIDTH, Scale, axes, digits, number, picture, text, x_scale, y_scale
 
 COLOURS = 6  # of the page's palette; a seventh series looks like the first again
 MARKED = 12  # a line of no more points shows them
+MAX_NAME = 46  # letters above a bar: what fits on a phone
+WHISKER_ROOM = 1.6  # times the largest value: with two repeats an interval can be tenfold
+LIMIT = -1  # as a colour: a line that is no measurement
 LOG_FROM = 30.0  # a span as wide as this is drawn on a logarithmic axis
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`points` are (x, y); a y of None breaks the line. `dashed` tells two lines of one colour apart."""
+    """`points` are (x, y); a y of None breaks the line. `dashed` tells two lines of one colour apart. `intervals` are
+    drawn as whiskers: one for each point, or none at all."""
 
     name: str
     points: Sequence[tuple[float, float | None]]
-    colour: int
+    colour: int  # or LIMIT
     dashed: bool = False
+    intervals: Sequence[Interval | None] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,26 +38,41 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One configuration of a map, e.g. so many prefill workers (row) and so many decode workers (column)."""
+class Stack:
+    """One bar of parts, end to end: (name, value, colour) each."""
 
-    row: str
-    column: str
-    value: float | None  # None: not measured, or not valid
-    detail: str = ""  # shown when pointed at
+    name: str
+    parts: Sequence[tuple[str, float, int]]
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], x_title: str, y_title: str, *, log_x: bool | None = None, percent: bool = False
+    title: str,
+    lines: Sequence[Line],
+    x_title: str,
+    y_title: str,
+    *,
+    log_x: bool | None = None,
+    percent: bool = False,
+    from_zero: bool = False,
 ) -> str:
-    """`log_x` of None takes a logarithmic axis if the values span a factor of `LOG_FROM`."""
+    """Nothing without a point.
+
+    Args:
+        lines: whiskers that are far longer than what they belong to are cut off, at the edge.
+        x_title, y_title: what is shown along the axis, and its unit.
+        log_x: None takes a logarithmic axis if the values span a factor of `LOG_FROM`.
+        percent: y is from 0 to 100.
+        from_zero: the x axis begins at zero, unless it is logarithmic.
+    """
     xs = [x for line in lines for x, y in line.points if y is not None]
     ys = [y for line in lines for _, y in line.points if y is not None]
     if not xs:
         return ""
+    ends = [each.high for line in lines for each in line.intervals if each is not None]
+    ys.append(min(max(ends, default=0.0), WHISKER_ROOM * max(ys)))
     positive = [x for x in xs if x > 0]
     wide = bool(positive) and max(positive) / min(positive) >= LOG_FROM
-    x = x_scale(xs, log=wide if log_x is None else log_x)
+    x = x_scale(xs, log=wide if log_x is None else log_x, from_zero=from_zero)
     y = Scale(0, 100, HEIGHT - BOTTOM, TOP) if percent else y_scale(ys)
     parts = [axes(x, y, x_title, y_title, (lambda value: f"{value:g} %") if percent else number)]
     parts += [_line(line, x, y, x_title, y_title) for line in lines]
@@ -71,7 +91,7 @@ def bar_chart(title: str, bars: Sequence[Bar], unit: str) -> str:
         said = f"{bar.name}: {bar.value:.4g} {unit}" + (
             f", 95 % interval {bar.interval.low:.4g} to {bar.interval.high:.4g}" if bar.interval else ""
         )
-        parts.append(text(4, top + 14, _short(bar.name, 54), "start", "name"))
+        parts.append(text(4, top + 14, _short(bar.name, MAX_NAME), "start", "name"))
         parts.append(
             f'<rect class="fill c{bar.colour % COLOURS}" x="4" y="{top + 19}" width="{width:g}" height="12" rx="3">'
             f"<title>{escape(said)}</title></rect>"
@@ -83,54 +103,37 @@ def bar_chart(title: str, bars: Sequence[Bar], unit: str) -> str:
                 f'<path class="whisker" d="M{low:g} {top + 25}H{high:g}M{low:g} {top + 21}v8M{high:g} {top + 21}v8"/>'
             )
             end = max(end, high)
-        parts.append(text(end + 6, top + 29, f"{bar.value:.3g} {unit}", "start", "value"))
+        parts.append(text(end + 6, top + 29, f"{digits(bar.value)} {unit}", "start", "value"))
     return picture(parts, title, WIDTH, height)
 
 
-def heat_map(
-    title: str, cells: Sequence[Cell], row_title: str, column_title: str, *, larger_is_better: bool = True
-) -> str:
-    """One square a cell, darker (lighter on a dark page) for more, the best one framed. Cells without a value are
-    hollow. Rows and columns are in the order in which they first appear."""
-    rows, columns = list(dict.fromkeys(c.row for c in cells)), list(dict.fromkeys(c.column for c in cells))
-    known = [cell.value for cell in cells if cell.value is not None]
-    best = (max(known) if larger_is_better else min(known)) if known else None
-    low, high = min(known, default=0.0), max(known, default=1.0)
-    left, top = 56, 34
-    side = min(72.0, (WIDTH - left - 6) / max(1, len(columns)))
-    tall = min(side, 46.0)
-    parts = [text(left, 12, column_title, "start", "name"), text(4, top - 8, row_title, "start", "name")]
-    parts += [text(left + (i + 0.5) * side, top - 8, name, "middle") for i, name in enumerate(columns)]
-    parts += [text(left - 8, top + (i + 0.5) * tall + 4, name, "end") for i, name in enumerate(rows)]
-    ordered = sorted(cells, key=lambda cell: cell.value is not None and cell.value == best)  # the frame on top
-    for cell in ordered:
-        at = (left + columns.index(cell.column) * side, top + rows.index(cell.row) * tall)
-        share = 1.0 if cell.value is None or high <= low else (cell.value - low) / (high - low)
-        parts.append(_cell(cell, at, side, tall, share, cell.value is not None and cell.value == best))
-    return picture(parts, title, max(WIDTH * 0.6, left + side * len(columns) + 6), top + tall * len(rows) + 8)
+def stacked_chart(title: str, stacks: Sequence[Stack], unit: str) -> str:
+    """Horizontal bars, one below the other; behind each the sum of its parts."""
+    row = 38
+    highest = max((sum(value for _, value, _ in stack.parts) for stack in stacks), default=0.0)
+    x = Scale(0, highest or 1.0, 4, WIDTH - 76)
+    made = []
+    for index, stack in enumerate(stacks):
+        top, begun = index * row, 0.0
+        made.append(text(4, top + 14, _short(stack.name, MAX_NAME), "start", "name"))
+        for name, value, colour in stack.parts:
+            said = f"{stack.name}: {name} {value:.4g} {unit}"
+            start, end = x(begun), x(begun + value)
+            made.append(
+                f'<rect class="fill c{colour % COLOURS}" x="{start:g}" y="{top + 19}" width="{end - start:g}" '
+                f'height="12"><title>{escape(said)}</title></rect>'
+            )
+            begun += value
+        made.append(text(x(begun) + 6, top + 29, f"{digits(begun)} {unit}", "start", "value"))
+    return picture(made, title, WIDTH, row * len(stacks) + 8)
 
 
-def legend(names: Sequence[tuple[str, int]]) -> str:
-    """(name, colour) of each series; nothing for a single one, which the chart's title names."""
-    if len(names) < 2:
-        return ""
-    items = "".join(f'<li><i class="c{colour % COLOURS}"></i>{escape(name)}</li>' for name, colour in names)
-    return f'<ul class="legend">{items}</ul>'
-
-
-def _cell(cell: Cell, at: tuple[float, float], side: float, tall: float, share: float, is_best: bool) -> str:
-    x, y = at
-    shown = "–" if cell.value is None else f"{cell.value:.3g}"
-    said = (
-        f"{cell.row}, {cell.column}: {shown}{'. ' + cell.detail if cell.detail else ''}{' (best)' if is_best else ''}"
-    )
-    css = "cell none" if cell.value is None else "cell best" if is_best else "cell"
-    ink = "on" if cell.value is not None and share > 0.5 else ""
-    return (
-        f'<g><title>{escape(said)}</title><rect class="{css}" style="--share:{12 + 88 * share:.0f}%" x="{x + 1:g}" '
-        f'y="{y + 1:g}" width="{side - 2:g}" height="{tall - 2:g}" rx="4"/>'
-        f"{text(x + side / 2, y + tall / 2 + 4, shown, 'middle', ink)}</g>"
-    )
+def legend(names: Sequence[tuple[str, int]], limit: str = "") -> str:
+    """(name, colour) of each series, and what a dashed line is; nothing for a single one, which the title names."""
+    items = [f'<li><i class="c{colour % COLOURS}"></i>{escape(name)}</li>' for name, colour in names]
+    items = items if len(items) > 1 else []
+    items += [f'<li><i class="limit dashed"></i>{escape(limit)}</li>'] if limit else []
+    return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
 
 
 def _line(line: Line, x: Scale, y: Scale, x_title: str, y_title: str) -> str:
@@ -141,15 +144,29 @@ def _line(line: Line, x: Scale, y: Scale, x_title: str, y_title: str) -> str:
             continue
         path.append(f"{pen}{x(at):g} {y(value):g}")
         pen = "L"
-    css = f"line c{line.colour % COLOURS}{' dashed' if line.dashed else ''}"
+    hue = "limit" if line.colour == LIMIT else f"c{line.colour % COLOURS}"
+    css = f"line {hue}{' dashed' if line.dashed else ''}"
     made = f'<path class="{css}" d="{"".join(path)}"><title>{escape(line.name)}</title></path>'
+    if line.colour == LIMIT:
+        return made
     marked = " marked" if len(line.points) <= MARKED else ""  # the points of others are seen when pointed at
-    for at, value in line.points:
+    sure = line.intervals or [None] * len(line.points)
+    for (at, value), interval in zip(line.points, sure, strict=True):
         if value is not None:
             said = f"{line.name}: {x_title} {at:.4g}, {y_title} {value:.4g}"
-            made += f'<circle class="dot{marked} c{line.colour % COLOURS}" cx="{x(at):g}" cy="{y(value):g}" r="4">'
+            if interval is not None:
+                said += f", 95 % interval {interval.low:.4g} to {interval.high:.4g}"
+                made += f'<path class="whisker of {hue}" d="{_whisker(x(at), y, interval)}"/>'
+            made += f'<circle class="dot{marked} {hue}" cx="{x(at):g}" cy="{y(value):g}" r="4">'
             made += f"<title>{escape(said)}</title></circle>"
     return made
+
+
+def _whisker(x: float, y: Scale, interval: Interval) -> str:
+    """Without a cap where it leaves the picture."""
+    low, high = y(interval.low), y(interval.high)
+    cap = f"M{x - 3:g} {high:g}h6" if interval.high <= y.high else ""
+    return f"M{x:g} {low:g}V{high:g}M{x - 3:g} {low:g}h6{cap}"
 
 
 def _short(name: str, length: int) -> str:

@@ -28,6 +28,7 @@ class Figure:
     value: Callable[[Summary], float | None]
     interval: Callable[[Summary], Interval | None] = lambda _: None
     varies: bool = True  # with the server: it has an interval over repeats
+    at_most: float = math.inf  # of what it can be
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Series:
             return None
         interval = t_interval(values) if len(values) > 1 else figure.interval(self.first.summary)
         if interval is not None and figure.varies:
-            highest = 1.0 if figure.unit == "%" else math.inf
+            highest = min(figure.at_most, 1.0 if figure.unit == "%" else math.inf)
             interval = Interval(max(0.0, interval.low), min(highest, interval.high))
         return Estimate(float(np.mean(values)), interval if figure.varies else None, len(values))
 
@@ -105,7 +106,15 @@ LATENCIES = {
 ATTAINMENT = Figure(
     "attainment", "Attainment", "%", lambda s: s.goodput.attainment, lambda s: s.goodput.attainment_interval
 )
-GOODPUT = Figure("goodput_per_s", "Goodput", "1/s", lambda s: s.goodput.requests_per_s)
+
+
+def _goodput_interval(summary: Summary) -> Interval | None:
+    """Of a single run: that of its attainment, at the rate that it was offered."""
+    sure = summary.goodput.attainment_interval
+    return None if sure is None else Interval(sure.low * summary.offered_per_s, sure.high * summary.offered_per_s)
+
+
+GOODPUT = Figure("goodput_per_s", "Goodput", "1/s", lambda s: s.goodput.requests_per_s, _goodput_interval)
 OFFERED = Figure("offered_per_s", "Offered", "1/s", lambda s: s.offered_per_s, varies=False)
 THROUGHPUT = [
     OFFERED,
@@ -140,24 +149,44 @@ PHASE_TITLES = {
     "exposed": "Transfer exposed",
     "decode": "Decode",
 }
+COSTS = {
+    phase: [_phase(phase, name, title) for name in ("mean", "p50", "p99")] for phase, title in PHASE_TITLES.items()
+}
 BALANCES = {
     "prompt": Figure(
         "balance_prompt",
         "Balance of prompts",
         "",
         lambda s: balance(s.phases.prompt_tokens, s.phases.num_prompt_workers) if s.phases else None,
+        at_most=1.0,
     ),
     "output": Figure(
         "balance_output",
         "Balance of output",
         "",
         lambda s: balance(s.phases.output_tokens, s.phases.num_output_workers) if s.phases else None,
+        at_most=1.0,
     ),
 }
+
+
+def _busy(phase: str) -> Callable[[Summary], float | None]:
+    def value(summary: Summary) -> float | None:
+        found = summary.timeline.busy_workers.get(phase)
+        return float(np.mean(found)) if found else None
+
+    return value
+
+
+BUSY = [
+    Figure("busy_prefill_workers", "Workers in prefill", "", _busy("prefill")),
+    Figure("busy_decode_workers", "Workers in decode", "", _busy("decode")),
+]
 PHASES = [
     Figure("remote_share", "Prefilled remotely", "%", lambda s: s.phases.remote_share if s.phases else None),
-    *(_phase(phase, name, title) for phase, title in PHASE_TITLES.items() for name in ("mean", "p50", "p99")),
+    *(figure for mine in COSTS.values() for figure in mine),
     *BALANCES.values(),
+    *BUSY,
 ]
 GENERATOR = [
     Figure("lag_p99_ms", "Schedule lag p99", "ms", lambda s: s.generator.lag_p99_ms, varies=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
@@ -17,14 +18,18 @@ MEASURES = {
     "itl": "Inter-token latency",
     "e2e": "End to end",
 }
-SHOWN = (
-    *figures.COUNTS[:2],
-    figures.GOODPUT,
-    figures.ATTAINMENT,
-    *(figures.LATENCIES[measure][index] for measure in MEASURES for index in (1, 4)),
-    *figures.THROUGHPUT,
-    figures.CACHE[0],
-    figures.CACHE[2],
+RATES = (*figures.COUNTS, figures.GOODPUT, figures.ATTAINMENT, *figures.THROUGHPUT)
+CACHES = (*figures.CACHE, *figures.BALANCES.values(), *figures.BUSY, figures.PHASES[0])
+LATENCY_TITLES = ("mean", "p50", "p90", "p95", "p99")
+OF_CLASSES = (
+    ("requests", "Requests", ""),
+    ("failed", "Failed", ""),
+    ("ttft_p50_ms", "TTFT p50", "ms"),
+    ("ttft_p99_ms", "TTFT p99", "ms"),
+    ("tpot_p50_ms", "TPOT p50", "ms"),
+    ("tpot_p99_ms", "TPOT p99", "ms"),
+    ("attainment", "Attainment", "%"),
+    ("goodput_per_s", "Goodput", "1/s"),
 )
 FEW = 4  # series that fit side by side
 
@@ -90,35 +95,70 @@ def tiles(series: Series) -> str:
     return f'<div class="tiles">{"".join(made)}</div>'
 
 
-def comparison(series: Sequence[Series]) -> str:
-    """Every figure with its 95 % interval: figures in rows for a few series, in columns for many."""
+def comparison(series: Sequence[Series], which: Sequence[Figure] = (*RATES, *CACHES)) -> str:
+    """Figures with their 95 % intervals: figures in rows for a few series, in columns for many. What no series has is
+    left out."""
+    known = [figure for figure in which if any(each.estimate(figure) for each in series)]
     names = [escape(each.label + ("" if each.valid else " (invalid)")) for each in series]
-    cells = [[_cell(each.estimate(figure), figure) for figure in SHOWN] for each in series]
-    titles = [escape(figure.title) for figure in SHOWN]
+    cells = [[cell(each.estimate(figure), figure) for figure in known] for each in series]
+    titles = [escape(figure.title) for figure in known]
     if len(series) <= FEW:
         names, titles, cells = titles, names, [list(column) for column in zip(*cells, strict=True)]
     head = "".join(f"<th>{title}</th>" for title in titles)
-    rows = [f'<tr><th title="{name}">{name}</th>{"".join(row)}</tr>' for name, row in zip(names, cells, strict=True)]
-    return _table(f"<th>{_runs(series)}</th>{head}", rows)
+    rows = [f"<tr><th>{name}</th>{''.join(row)}</tr>" for name, row in zip(names, cells, strict=True)]
+    return table(f"<th>{_runs(series)}</th>{head}", rows)
+
+
+def latencies(series: Sequence[Series]) -> str:
+    """Mean and percentiles of every latency: one table for one series, else one for each latency, the first open."""
+    parts = {
+        name: [(each, figures.LATENCIES[name]) for each in series if each.estimate(figures.LATENCIES[name][0])]
+        for name in MEASURES
+    }
+    head = "".join(f"<th>{title}</th>" for title in LATENCY_TITLES)
+    if len(series) == 1:
+        rows = [_latency_row(f"{MEASURES[name]} ({name.upper()})", *mine[0]) for name, mine in parts.items() if mine]
+        return table(f"<th>{_runs(series)}</th>{head}", rows) if rows else ""
+    made: list[str] = []
+    for name, mine in parts.items():
+        if mine:
+            rows = [_latency_row(each.label, each, of) for each, of in mine]
+            inner = table(f"<th>{name.upper()}</th>{head}", rows)
+            opened = "" if made else " open"
+            made.append(f"<details{opened}><summary>{MEASURES[name]} ({name.upper()})</summary>{inner}</details>")
+    return "".join(made)
+
+
+def _latency_row(name: str, series: Series, of: Sequence[Figure]) -> str:
+    cells = "".join(cell(series.estimate(figure), figure) for figure in of)
+    return f"<tr><th>{escape(name)}</th>{cells}</tr>"
 
 
 def failures_and_classes(series: Sequence[Series]) -> str:
+    """Of each series what failed, over all its runs, and the classes of its first run."""
     rows = []
     for each in series:
+        measured = sum(run.summary.measured for run in each.results)
+        kinds: Counter[str] = Counter()
         for run in each.results:
-            for kind, count in run.summary.failures.items():
-                name = escape(f"{each.label}, seed {run.config.seed}")
-                rows.append(f"<tr><th>{name}</th><td>{escape(kind)}</td><td>{count}</td></tr>")
-    made = _table("<th>Run</th><th>Failure</th><th>Requests</th>", rows) if rows else ""
+            kinds.update(run.summary.failures)
+        for kind, count in kinds.most_common():
+            share = shown(count / measured, "%")
+            rows.append(
+                f"<tr><th>{escape(each.label)}</th><td>{escape(kind)}</td><td>{count}</td><td>{share}</td></tr>"
+            )
+    made = (
+        table("<th>Configuration</th><th>Failure</th><th>Requests</th><th>of all measured</th>", rows) if rows else ""
+    )
     classes = []
     for each in series:
         for label, found in each.first.summary.by_label.items():
-            names = ("requests", "failed", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms", "attainment")
-            cells = "".join(f"<td>{f'{found[name]:.4g}' if name in found else '–'}</td>" for name in names)
+            cells = "".join(
+                f"<td>{escape(shown(found[name], unit)) if name in found else '–'}</td>" for name, _, unit in OF_CLASSES
+            )
             classes.append(f"<tr><th>{escape(f'{each.label}: {label}')}</th>{cells}</tr>")
-    titles = ("Class", "Requests", "Failed", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "Attainment")
-    head = "".join(f"<th>{title}</th>" for title in titles)
-    return made + (f"<br>{_table(head, classes)}" if classes else "")
+    head = "<th>Class</th>" + "".join(f"<th>{title}</th>" for _, title, _ in OF_CLASSES)
+    return made + (table(head, classes) if classes else "") or "<p>No measured request failed.</p>"
 
 
 def configuration(series: Sequence[Series]) -> str:
@@ -141,17 +181,23 @@ def definitions(series: Sequence[Series]) -> str:
         '<p class="soft">Latencies count from the time at which a request was to be sent, so waiting on the measuring '
         "side is in them. TTFT: to the first event with a token. E2E: to the last. TPOT = (E2E − TTFT) / (n − 1), one "
         f"value for each answer. ITL: gaps {gaps}. Latencies are those of answers that came whole; failed and refused "
-        "requests are counted apart, and always miss the limits of goodput. Warm-up and tail are left out. Ranges are "
-        "95 % confidence intervals: Student’s t over repeats, a block bootstrap inside a single run. Hits possible: "
-        "what one cache without an end would save of these prompts.</p>"
+        "requests are counted apart, and always miss the limits of goodput. Warm-up and tail are left out. p99: 99 % "
+        "are at or below it. Goodput: requests a second that were within both limits; attainment: their share of all. "
+        "Ranges in small print and whiskers are 95 % confidence intervals: Student’s t over repeats, a block bootstrap "
+        "inside a single run. Cache hits: share of prompt tokens that were in a cache; predicted: as the router "
+        "expected; possible: with one cache without an end. Balance: Jain’s index over the workers of a role, 1 if all "
+        "did as much, 1/n if one of n did everything. Workers in prefill, in decode: how many had a request in that "
+        "phase, mean over the run.</p>"
     )
 
 
-def _table(head: str, rows: Sequence[str]) -> str:
-    return f'<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+def table(head: str, rows: Sequence[str]) -> str:
+    """In a box that scrolls by itself, reached by keyboard too."""
+    inner = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="card scroll" tabindex="0"><table>{inner}</table></div>'
 
 
-def _cell(estimate: Estimate | None, figure: Figure) -> str:
+def cell(estimate: Estimate | None, figure: Figure) -> str:
     if estimate is None:
         return "<td>–</td>"
     bounds = _bounds(estimate, figure)

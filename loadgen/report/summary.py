@@ -33,6 +33,10 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True):
     attainment_interval: Interval | None
     requests_per_s: float
 
+    @property
+    def said(self) -> str:
+        return f"TTFT ≤ {self.ttft_limit_ms:g} ms, TPOT ≤ {self.tpot_limit_ms:g} ms"
+
 
 class Cache(msgspec.Struct, frozen=True, kw_only=True):
     """Shares of prompt tokens, by the server's account; none where it gives none."""
@@ -65,6 +69,8 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: list[int]
     ttft_p50_ms: list[float | None]  # of requests sent in the slot
     ttft_p99_ms: list[float | None]
+    in_phase: dict[str, list[float]] = {}  # requests in it, mean over the slot; empty where the server does not say
+    busy_workers: dict[str, list[float]] = {}  # with a request in this phase, mean over the slot; likewise
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

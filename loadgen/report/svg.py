@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 400, 250  # of a chart, in its own units: near a phone's pixels, so that text is legible there
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 38
+LEFT, RIGHT, TOP, BOTTOM = 48, 14, 28, 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,13 @@ def number(value: float) -> str:
     return f"{value:g}"
 
 
+def digits(value: float) -> str:
+    """Three digits that mean something, or whole thousands."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def axes(x: Scale, y: Scale, x_title: str, y_title: str, y_text: Callable[[float], str] = number) -> str:
-    """Grid lines, numbers and titles of both axes."""
+    """Grid lines, numbers and titles of both axes; a title says what and in which unit."""
     parts = []
     for value in y.ticks():
         at = y(value)
@@ -76,8 +81,8 @@ def axes(x: Scale, y: Scale, x_title: str, y_title: str, y_text: Callable[[float
         parts.append(text(LEFT - 6, at + 4, y_text(value), "end"))
     parts += [text(x(value), HEIGHT - BOTTOM + 16, number(value), "middle") for value in x.ticks()]
     parts.append(baseline())
-    parts.append(text(WIDTH - RIGHT, HEIGHT - 5, x_title, "end"))
-    parts.append(text(4, 10, y_title, "start") if y_title else "")
+    parts.append(text(WIDTH - RIGHT, HEIGHT - 5, f"{x_title}, logarithmic" if x.log else x_title, "end", "x-title"))
+    parts.append(text(4, 11, y_title, "start", "y-title"))
     return "".join(parts)
 
 

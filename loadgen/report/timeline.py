@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from loadgen.client.records import Record
+from loadgen.report.occupancy import busy_workers, in_phase
 from loadgen.report.summary import Timeline
 
 SLOTS = 60  # at most: as many as a chart shows without being all noise
@@ -32,6 +33,7 @@ def timeline(records: Sequence[Record]) -> Timeline:
     for each in records:
         if each.ok and each.ttft_ms is not None:
             ttfts[int(each.intended_ms // (slot_s * 1e3))].append(each.ttft_ms)
+    edges_ms = np.arange(number + 1, dtype=np.float64) * (slot_s * 1e3)
     return Timeline(
         slot_s=slot_s,
         sent=sent,
@@ -41,4 +43,6 @@ def timeline(records: Sequence[Record]) -> Timeline:
         output_tokens=slots([at for at, _ in tokens], [float(count) for _, count in tokens]),
         ttft_p50_ms=[round(float(np.percentile(slot, 50)), 3) if slot else None for slot in ttfts],
         ttft_p99_ms=[round(float(np.percentile(slot, 99)), 3) if slot else None for slot in ttfts],
+        in_phase=in_phase(records, edges_ms),
+        busy_workers=busy_workers(records, edges_ms),
     )

@@ -21,9 +21,10 @@ from loadgen.client.config import RunConfig, ShardReport
 from loadgen.client.plan import make_plan
 from loadgen.client.records import Record
 from loadgen.report.chart_sections import map_section
-from loadgen.report.charts import Bar, Cell, Line, bar_chart, heat_map, line_chart
+from loadgen.report.charts import Bar, Line, Stack, bar_chart, line_chart, stacked_chart
 from loadgen.report.export import csv_text, json_bytes
 from loadgen.report.figures import ALL, LATENCIES, group
+from loadgen.report.heat_map import Cell, heat_map
 from loadgen.report.intervals import Interval
 from loadgen.report.page import report_page
 from loadgen.report.phases import PhaseCost, Phases
@@ -131,7 +132,7 @@ def test_phases_and_window() -> None:
 def test_the_page_is_whole_and_loads_nothing(count: int) -> None:
     results = [a_result(seed, rate=10.0 + 5 * number) for number in range(count) for seed in (0, 1)]
     cells = [Cell("1P", "1D", 3.0), Cell("1P", "2D", None), Cell("2P", "1D", 5.0, "<script>")]
-    page = report_page(group(results), "", [("Map", map_section("Goodput", cells, "prefill", "decode"))])
+    page = report_page(group(results), "", [("Map", map_section("Goodput", cells, "prefill", "decode", "requests/s"))])
     checker = Checker()
     checker.feed(page)
     assert not checker.open
@@ -273,12 +274,29 @@ def test_line_charts_of_anything_are_well_formed(points: list[tuple[float, float
 
 def test_the_best_cell_is_framed_and_the_unmeasured_hollow() -> None:
     cells = [Cell("1P", "1D", 3.0), Cell("1P", "2D", 8.0), Cell("2P", "1D", None)]
-    best = heat_map("t", cells, "prefill", "decode")
+    best = heat_map("t", cells, "prefill", "decode", "requests/s")
     assert re.findall(r"<title>([^<]*best[^<]*)</title>", best) == ["1P, 2D: 8 (best)"]
     assert best.count('class="cell none"') == 1
-    least = heat_map("t", cells, "prefill", "decode", larger_is_better=False)
+    least = heat_map("t", cells, "prefill", "decode", "requests/s", larger_is_better=False)
     assert re.findall(r"<title>([^<]*best[^<]*)</title>", least) == ["1P, 1D: 3 (best)"]
-    ElementTree.fromstring(heat_map("t", [Cell("1P", "1D", None)], "p", "d"))
+    ElementTree.fromstring(heat_map("t", [Cell("1P", "1D", None)], "p", "d", "u"))
+
+
+def test_a_whisker_far_longer_than_what_it_belongs_to_is_cut() -> None:
+    line = Line("a", [(1.0, 10.0), (2.0, 12.0)], 0, intervals=[Interval(9, 11), Interval(0, 500)])
+    chart = line_chart("t", [line], "load, requests/s", "ms", from_zero=True)
+    caps = [path.count("h6") for path in re.findall(r'class="whisker[^"]*" d="([^"]*)"', chart)]
+    assert caps == [2, 1]
+    assert max(float(number) for number in re.findall(r'text-anchor="end">(\d+)<', chart)) <= 20
+    assert "95 % interval 0 to 500" in chart
+
+
+def test_bars_of_phases_sum_up_to_the_whole() -> None:
+    chart = stacked_chart("t", [Stack("a", [("Queue", 40.0, 0), ("Decode", 1160.0, 3)])], "ms")
+    ElementTree.fromstring(chart)
+    assert "1,200 ms" in chart
+    widths = [float(width) for width in re.findall(r'<rect[^>]* width="([\d.]+)"', chart)]
+    assert widths[0] / sum(widths) == pytest.approx(40 / 1200, rel=0.02)
 
 
 def test_bars_have_whiskers_where_there_is_an_interval() -> None:
