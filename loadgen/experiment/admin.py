@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -53,12 +53,29 @@ class Process(msgspec.Struct, frozen=True):
     stats: Stats | None = None
 
 
+class PoolScaling(msgspec.Struct, frozen=True):
+    pinned: bool = False  # somebody has said how many; the load has no say
+
+
+class Scaling(msgspec.Struct, frozen=True):
+    """By load."""
+
+    mode: str = "off"  # only "on" changes pools
+    pools: dict[str, PoolScaling] = {}
+
+
 class Status(msgspec.Struct, frozen=True):
     model: str  # as clients call it
     wanted: dict[str, int]
     processes: list[Process]
     complete: bool
     placeable: dict[str, int] = {}  # workers that every router would use right now
+    autoscale: Scaling | None = None
+
+    @property
+    def step_budgets(self) -> set[int]:
+        """Tokens that a step of its workers may compute; empty if none has said yet."""
+        return {each.stats.step_budget for each in self.processes if each.stats and each.stats.step_budget}
 
     def has(self, counts: dict[str, int]) -> bool:
         """Exactly so many workers run, and every router would use them."""
@@ -114,7 +131,7 @@ class AdminDoor:
     async def scale(self, shape: Shape, say: Say, clock: Callable[[], float] = time.monotonic) -> Status:
         """Returns when the pools have these sizes and the routers know it."""
         counts = {"prefill": shape.prefill, "decode": shape.decode}
-        await self._request("POST", "/scale", counts)
+        await self.ask_scale(counts)
         deadline, said = clock() + SCALE_TIMEOUT_S, ""
         while not (status := await self.status()).has(counts):
             if clock() > deadline:
@@ -125,6 +142,10 @@ class AdminDoor:
                 said = there
             await asyncio.sleep(POLL_S)
         return status
+
+    async def ask_scale(self, counts: Mapping[str, int | str]) -> None:
+        """Returns when the cluster has taken note; "auto" instead of a count lets the load decide."""
+        await self._request("POST", "/scale", counts)
 
     async def _request(self, method: str, path: str, body: Any = None) -> bytes:
         try:

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from loadgen.client.run import ShardFailed
 from loadgen.experiment.analysis import measured
 from loadgen.experiment.configs import check_windows
-from loadgen.experiment.export import csv_text, json_bytes, summary_text
+from loadgen.experiment.export import csv_text, json_bytes
 from loadgen.experiment.page import experiment_page
 from loadgen.experiment.results import ResultFolder, open_folder, write_whole
 from loadgen.experiment.run import Backend, Interrupted, Runner
@@ -25,6 +25,7 @@ from loadgen.experiment.simulated import Simulation
 from loadgen.experiment.spec import Backend as BackendName
 from loadgen.experiment.spec import Experiment, SpecError, read_experiment
 from loadgen.experiment.system import StartedCluster, SystemUnavailable, running_cluster
+from loadgen.experiment.terminal import summary_text
 from loadgen.experiment.told import cancel_when_told
 
 INVALID = 3  # exit status: measured, but some runs say nothing about the system

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from diptych.config import RouterConfig
 from diptych.engine.limits import Limits
 from diptych.engine.sim.fits import deployment
 from diptych.engine.sim.timing import FittedTiming
@@ -33,6 +34,7 @@ from loadgen.sim.event_loop import NS_PER_MS
 from loadgen.sim.policies import routed
 from loadgen.sim.requests import Record as Simulated
 from loadgen.sim.requests import SimRequest, from_trace
+from router.admission.ask import AdmissionLimits
 
 MAX_CONTEXT = 1 << 20  # tokens
 MAX_GAPS = 2_000_000  # of which percentiles are taken
@@ -87,6 +89,7 @@ class Simulation:
             self._token_bytes * spec.block_size,
             wire_bytes_per_s=spec.wire_bytes_per_s or DEFAULT_WIRE_BYTES_PER_S,
             hop_ms=spec.hop_ms,
+            admission=AdmissionLimits.of(RouterConfig(model="", remote_prefill=shape.router_remote_prefill)),
         )
 
 

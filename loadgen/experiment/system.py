@@ -17,6 +17,7 @@ from typing import Any
 
 from diptych.trust import trusting
 from loadgen.experiment.admin import AdminDoor, Status
+from loadgen.experiment.lent import Lent
 from loadgen.experiment.process import UpProcess, find_door, running_folder
 from loadgen.experiment.shape import Say, Shape, System, SystemUnavailable
 from loadgen.experiment.toml import to_toml
@@ -31,7 +32,7 @@ def _silent(_text: str) -> None:
 
 
 class RunningCluster:
-    """A cluster that somebody else started: it can be scaled, and nothing else.
+    """A cluster that somebody else started: it can be scaled, and nothing else. `close` gives it its sizes back.
 
     Args:
         trust: in an https admin door; None: in what the system's authorities signed.
@@ -41,6 +42,8 @@ class RunningCluster:
         self.door = AdminDoor(admin_url, admin_key, trust=trust)
         self._say = say
         self._known: Shape | None = None  # what it must be like, by the shapes so far
+        self._lent: Lent | None = None  # what it was like
+        self._touched = False
 
     async def shape(self, shape: Shape) -> str:
         """
@@ -54,15 +57,35 @@ class RunningCluster:
             raise SystemUnavailable(_cannot(known, shape))
         self._known = known
         status = await self.door.status()
-        if not status.has({"prefill": shape.prefill, "decode": shape.decode}):
-            status = await self.door.scale(shape, self._say)
         _check_budget(status, shape)
+        self._lent = self._lent or Lent.of(status)
+        has_it = status.has({"prefill": shape.prefill, "decode": shape.decode})
+        if not has_it or (self._lent.follows_load and not self._touched):  # which would not stay so under load
+            self._touched = True
+            status = await self.door.scale(shape, self._say)
+            _check_budget(status, shape)
         return status.base_url(self.door.url)
 
     async def close(self) -> None:
-        await self.door.close()
+        try:
+            await self._give_back()
+        finally:
+            await self.door.close()
 
     aclose = close  # for contextlib.aclosing
+
+    async def _give_back(self) -> None:
+        """Not waited for: who interrupts wants to go. A failure here must not hide what ended the experiment."""
+        lent = self._lent
+        if lent is None or not self._touched:
+            return
+        self._touched = False
+        try:
+            for body in lent.requests():
+                await self.door.ask_scale(body)
+            self._say(f"asked the cluster to be as it was found: {lent}")
+        except SystemUnavailable as error:
+            self._say(f"the cluster keeps its present size ({error}); to put it back: diptych scale {lent}")
 
 
 def running_cluster(url: str, key: str, ca_file: str, environment: Mapping[str, str], say: Say) -> RunningCluster:
@@ -167,10 +190,10 @@ def describe(described: Mapping[str, Any], shape: Shape, name: str) -> dict[str,
 
 
 def _check_budget(status: Status, shape: Shape) -> None:
-    budgets = {each.stats.step_budget for each in status.processes if each.stats and each.stats.step_budget}
-    if budgets - {shape.max_batch_tokens}:
+    if status.step_budgets - {shape.max_batch_tokens}:
+        budgets = ", ".join(map(str, sorted(status.step_budgets)))
         raise SystemUnavailable(
-            f"the running cluster computes up to {', '.join(map(str, sorted(budgets)))} tokens a step, the experiment "
+            f"the running cluster computes up to {budgets} tokens a step, the experiment "
             f"wants max_batch_tokens = {shape.max_batch_tokens}; write what runs, or let the experiment start its own"
         )
 

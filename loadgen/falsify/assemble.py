@@ -143,7 +143,7 @@ def simulated(engine: EngineOptions, workload: Workload) -> SimSpec:
         block_size=largest_block([each.block_tokens for each in workload.requests], engine.block_size),
         max_running=engine.max_running,
         wire_bytes_per_s=engine.wire_gb_per_s * 1e9,
-        hop_ms=engine.hop_ms,
+        hop_ms=engine.one_way_ms,
     )
 
 

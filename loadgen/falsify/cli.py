@@ -26,6 +26,7 @@ from loadgen.falsify.verdict import EXIT_STATUS, Verdict, judge
 from loadgen.planner.options import DEFAULT_ENGINE, EngineOptions, parse_slo
 
 RUNS = "block-*.run.json"
+SAME_SIGNAL_S = 0.5  # between one process of a group and the next
 FAILED = 1  # nothing was measured to the end; 2 is the command line's own
 
 
@@ -215,9 +216,25 @@ async def _run(trial: Trial, backend: Backend) -> bool:
         await trial.run()
     except (asyncio.CancelledError, Stopped):
         return True
+    except ShardFailed:
+        if await _told():
+            return True
+        raise
     finally:
         await backend.close()
     return False
+
+
+async def _told() -> bool:
+    """Whether this process was told to stop, or is about to be: a signal to its whole group ends shards as well, which
+    may be noticed first."""
+    task = asyncio.current_task()
+    assert task is not None
+    try:
+        await asyncio.sleep(SAME_SIGNAL_S)
+    except asyncio.CancelledError:
+        return True
+    return bool(task.cancelling())
 
 
 def _write(trial: Trial, design: Design, verdict: Verdict, out: Path, json: bool) -> None:

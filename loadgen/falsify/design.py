@@ -15,7 +15,7 @@ import msgspec
 
 from loadgen.falsify.questions import CLAIMS, Arm, Question, arms
 
-SCHEMA = "loadgen.falsify.v2"
+SCHEMA = "loadgen.falsify.v3"
 MIN_BLOCKS, MIN_REQUESTS = 4, 10  # below, an interval says nothing, and a share is too coarse
 KEPT_SHARE = 2 / 3  # of the blocks; with fewer there is no verdict
 PRIMARY = (
@@ -26,8 +26,9 @@ PRIMARY = (
 EFFECT = "attainment of the first arm minus attainment of the second, within a block"
 STOPPING = "all blocks are run; nobody looks in between; stopped early means no verdict"
 VOID = (
-    "a trial of disaggregation is void, without a verdict, after a run of its first arm without one remote prefill, or "
-    "of its second arm with one: the cluster was not what the arm says"
+    "a trial is void, without a verdict, where the router, asked whenever the arm changes, says that it places by "
+    "another policy than the arm's or was told otherwise of remote prefill; one of disaggregation also after a run of "
+    "its first arm without one remote prefill, or of its second arm with one: the cluster was not what the arm says"
 )
 EXCLUSION = (
     "only by the generator's own account (it fell behind its schedule), never by a figure of the servers: a block "

@@ -67,11 +67,7 @@ def verdict_text(design: Design, blocks: Sequence[Block], verdict: Verdict) -> s
     lines = [f"{'block':<7}{'order':<7}{ours.name:>15}{theirs.name:>15}{'difference':>12}"]
     for block in blocks:
         sides = "".join(f"{side.attainment:>15.1%}" for side in (block.first, block.second))
-        note = (
-            ""
-            if block.valid
-            else "   left out: " + "; ".join(block.first.invalid_because or block.second.invalid_because)
-        )
+        note = "" if block.valid else f"   left out: {'; '.join(block.doubts)}"
         lines.append(f"{block.number + 1:<7}{block.order:<7}{sides}{block.difference * 100:>+12.1f}{note}")
     if verdict.secondary:
         lines += ["", "Not for the verdict:"]
@@ -85,7 +81,8 @@ def verdict_text(design: Design, blocks: Sequence[Block], verdict: Verdict) -> s
 
 def headline(design: Design, blocks: Sequence[Block], verdict: Verdict) -> str:
     simulated = is_simulated(design, blocks)
-    label = "SIMULATED, not measured: " if simulated else f"{UNKNOWN_IF_SIMULATED}. " if simulated is None else ""
+    unknown = simulated is None and blocks  # without a block nothing is said that a model could have had a part in
+    label = "SIMULATED, not measured: " if simulated else f"{UNKNOWN_IF_SIMULATED}. " if unknown else ""
     effect = (
         "no effect can be stated"
         if verdict.effect is None

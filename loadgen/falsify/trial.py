@@ -17,8 +17,9 @@ from loadgen.arrivals import Arrivals, OpenLoop, Piece, TraceTimes
 from loadgen.client.config import RunConfig
 from loadgen.experiment.configs import settle_config
 from loadgen.experiment.run import Backend
-from loadgen.experiment.shape import Say, Shape, SystemUnavailable, misfit
+from loadgen.experiment.shape import Misfit, Say, Shape, SystemUnavailable, misfit
 from loadgen.falsify.design import Design
+from loadgen.falsify.progress import Progress
 from loadgen.falsify.questions import Arm
 from loadgen.falsify.verdict import Block, Side
 from loadgen.report.result import STOPPED, RunResult
@@ -54,6 +55,7 @@ class Trial:
         self._say = say
         self._shape: Shape | None = None
         self._target = ("", "")
+        self._progress = Progress(design, [self._duration_s(number) for number in range(design.num_blocks)])
 
     async def run(self) -> None:
         """All blocks.
@@ -65,13 +67,14 @@ class Trial:
         self._folder.mkdir(parents=True, exist_ok=True)
         for number in range(self._design.num_blocks):
             log = self._write_stretch(number)
+            self._say(self._progress.words(number, self._shape))  # no figures: nobody looks
             for attempt in range(1, ATTEMPTS + 1):
                 block = await self._block(number, log, attempt)
                 if block.valid:
                     break
-                self._say(f"block {number + 1}: the generator fell behind (attempt {attempt} of {ATTEMPTS})")
+                why = "; ".join(block.doubts)
+                self._say(f"block {number + 1}, attempt {attempt} of {ATTEMPTS}, is of no use: {why}")
             self.blocks.append(block)
-            self._say(f"block {number + 1} of {self._design.num_blocks} is over")  # no figures: nobody looks
 
     async def _block(self, number: int, log: Path, attempt: int) -> Block:
         order = self._design.orders[number]
@@ -82,21 +85,33 @@ class Trial:
         return Block(number=number, order=order, first=sides["A"], second=sides["B"], attempts=attempt)
 
     async def _measure(self, number: int, arm: Arm, log: Path, attempt: int) -> Side:
-        is_new = arm.shape != self._shape
-        if is_new:
-            self._shape, self._target = None, await self._backend.shape(arm.shape)
-            self._shape = arm.shape
-        config = self._config(number, arm, log, attempt)
-        if is_new:
-            await self._backend.settle(settle_config(config, arm.prefill + arm.decode, SETTLE_REQUESTS))
+        config = await self._bring(number, arm, log, attempt)
         stem = f"block-{number + 1:02}-{arm.name}" + ("-again" if attempt > 1 else "")
         records = self._folder / f"{stem}.requests.jsonl"
+        self._progress.begins()
         result, _ = await self._backend.measure(config, arm.shape, records)
+        self._progress.ran(number)
         (self._folder / f"{stem}.run.json").write_bytes(msgspec.json.encode(result))
         if STOPPED in result.invalid_because:
             raise Stopped
         self._check(arm, result)
         return side_of(result)
+
+    async def _bring(self, number: int, arm: Arm, log: Path, attempt: int) -> RunConfig:
+        """The system into the arm's shape, where it is not; what to run there."""
+        if arm.shape == self._shape:
+            return self._config(number, arm, log, attempt)
+        self._shape = None
+        self._progress.begins()
+        try:
+            self._target = await self._backend.shape(arm.shape)
+        except Misfit as error:
+            raise SystemUnavailable(f"the trial is void: {error}") from error
+        self._shape = arm.shape
+        config = self._config(number, arm, log, attempt)
+        await self._backend.settle(settle_config(config, arm.prefill + arm.decode, SETTLE_REQUESTS))
+        self._progress.changed()
+        return config
 
     def _check(self, arm: Arm, result: RunResult) -> None:
         phases, apart = result.summary.phases, self._design.question == "disaggregation"

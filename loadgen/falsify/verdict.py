@@ -48,7 +48,12 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def valid(self) -> bool:
-        return not self.first.invalid_because and not self.second.invalid_because
+        return not self.doubts
+
+    @property
+    def doubts(self) -> list[str]:
+        """By the generator's own account, of both runs; each once."""
+        return list(dict.fromkeys([*self.first.invalid_because, *self.second.invalid_because]))
 
     @property
     def difference(self) -> float:

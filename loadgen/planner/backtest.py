@@ -21,11 +21,10 @@ from loadgen.experiment.results import CellRun
 from loadgen.planner.engines import Engine
 from loadgen.report.result import RunResult, read_result
 from loadgen.sim.cluster import simulate
-from loadgen.sim.config import Fleet
+from loadgen.sim.config import Fleet, SimConfig, remote_prefill_of
 from loadgen.sim.event_loop import NS_PER_MS
 from loadgen.sim.metrics import Limits
 from loadgen.sim.policies import policy_named, routed
-from loadgen.sim.policy import Policy
 from loadgen.sim.requests import Record, from_trace
 from loadgen.sim.workload import OpenLoop
 
@@ -54,6 +53,7 @@ class Backtest(msgspec.Struct, frozen=True, kw_only=True):
     valid: bool  # as the run itself says
     known_real: bool  # its server said that a model computes; False: it could not be asked
     same_traffic: bool  # as the plan's
+    timing_from_it: bool  # the simulator's timing was taken from this very run: a fit, and no test
     compared: list[Compared]
 
     @property
@@ -104,8 +104,9 @@ def backtest(path: Path, fleet: Fleet | None, engine: Engine, policy: str, spec:
         raise ValueError(f"{path.name} was simulated: held against it, the simulator would only meet itself")
     seed = result.config.seed
     if cell is None:
-        placing = policy_named(policy, seed)
+        placing, remote_prefill = policy_named(policy, seed), remote_prefill_of(policy)
     else:
+        remote_prefill = cell.remote_prefill
         fleet = Fleet(cell.prefill, cell.decode)
         engine = replace(engine, max_batch_tokens=cell.max_batch_tokens)
         placing = routed(cell.policy, seed, cell.remote_prefill)
@@ -121,14 +122,15 @@ def backtest(path: Path, fleet: Fleet | None, engine: Engine, policy: str, spec:
         valid=result.valid,
         known_real=result.simulated is False,
         same_traffic=_file(result.config.workload) == _file(spec),
-        compared=_compare(result, predict(plan, fleet, engine, placing), plan),
+        timing_from_it=f"{seed}/{result.config.salt}" in engine.measured_on,
+        compared=_compare(result, predict(plan, engine.config(fleet, placing, remote_prefill)), plan),
     )
 
 
-def predict(plan: Plan, fleet: Fleet, engine: Engine, policy: Policy) -> Sequence[Record]:
+def predict(plan: Plan, config: SimConfig) -> Sequence[Record]:
     """What becomes of a measuring client's plan in a simulated cluster."""
     requests = [from_trace(each.index, each.request, round(each.due_ms * NS_PER_MS)) for each in plan.requests]
-    return simulate(engine.config(fleet, policy), OpenLoop(requests)).records
+    return simulate(config, OpenLoop(requests)).records
 
 
 def inside(records: Sequence[Record], window: tuple[float, float]) -> list[Record]:

@@ -11,7 +11,7 @@ import msgspec
 from loadgen.planner.engines import Engine
 from loadgen.planner.traffic import Traffic
 from loadgen.sim.cluster import Cluster, simulate
-from loadgen.sim.config import Fleet
+from loadgen.sim.config import Fleet, remote_prefill_of
 from loadgen.sim.metrics import Limits, summarise
 from loadgen.sim.policies import policy_named
 
@@ -76,7 +76,8 @@ class Evaluator:
     def __call__(self, fleet: Fleet, seed: int) -> Outcome:
         if (fleet, seed) not in self._known:
             began = time.perf_counter()
-            config = self._engine.config(fleet, policy_named(self._policy, seed))
+            placing = policy_named(self._policy, seed)
+            config = self._engine.config(fleet, placing, remote_prefill_of(self._policy))
             outcome = outcome_of(simulate(config, self._traffic.arrivals(seed)), self._limits)
             self._known[fleet, seed] = outcome
             self.num_runs += 1

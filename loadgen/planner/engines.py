@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from diptych.config import RouterConfig
 from diptych.engine.limits import Limits
 from diptych.engine.sim.fits import Deployment
 from diptych.engine.sim.timing import TimingModel
-from diptych.engine.sim.timing_spec import deployment_of, parse_timing
+from diptych.engine.sim.timing_spec import deployment_of, parse_timing, timing_file
 from loadgen.sim.config import Fleet, SimConfig
 from loadgen.sim.policy import Policy
+from router.admission.ask import AdmissionLimits
 
 DEFAULT_TIMING = "fit:Llama-3.1-70B-Instruct-FP8/h100/4"
 MAX_CONTEXT = 1 << 20
+HOP_MS = 0.5  # where it was not measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class Engine:
         name: for people.
         kv_tokens: that fit into one engine.
         wire_bytes_per_s: of one engine, in each direction; 0: a 400 Gb/s port.
+        measured_on: seed and salt of the runs that the timing was taken from.
     """
 
     name: str
@@ -32,11 +36,13 @@ class Engine:
     block_size: int
     max_batch_tokens: int = 8_192
     max_running: int = 256
-    hop_ms: float = 0.5
+    hop_ms: float = HOP_MS
     wire_bytes_per_s: float = 0.0
+    measured_on: frozenset[str] = frozenset()
 
-    def config(self, fleet: Fleet, policy: Policy) -> SimConfig:
-        """
+    def config(self, fleet: Fleet, policy: Policy, remote_prefill: str = "auto") -> SimConfig:
+        """With the router's queue, as every router has it that is told nothing.
+
         Raises:
             ValueError: not one KV block fits.
         """
@@ -47,7 +53,10 @@ class Engine:
                 f"{self.kv_tokens} KV tokens hold no block of {self.block_size}; give more, or a smaller block"
             )
         block_bytes = self.kv_bytes_per_token * self.block_size
-        made = SimConfig(fleet, self.timing, policy, limits, num_blocks, block_bytes, hop_ms=self.hop_ms)
+        queue = AdmissionLimits.of(RouterConfig(model="", remote_prefill=remote_prefill))
+        made = SimConfig(
+            fleet, self.timing, policy, limits, num_blocks, block_bytes, hop_ms=self.hop_ms, admission=queue
+        )
         return replace(made, wire_bytes_per_s=self.wire_bytes_per_s) if self.wire_bytes_per_s else made
 
 
@@ -59,7 +68,7 @@ def engine_of(
     kv_bytes_per_token: int = 0,
     max_batch_tokens: int = 8_192,
     max_running: int = 256,
-    hop_ms: float = 0.5,
+    hop_ms: float = HOP_MS,
     wire_gb_per_s: float = 0.0,
 ) -> Engine:
     """
@@ -77,10 +86,29 @@ def engine_of(
         raise ValueError(
             f"timing {timing!r} says nothing of KV: give --kv-tokens (that one worker holds) and --kv-bytes-per-token"
         )
-    name = known.name if known else timing
+    file = timing_file(timing)
     return Engine(
-        name, model, per_token, tokens, block_size, max_batch_tokens, max_running, hop_ms, wire_gb_per_s * 1e9
+        name=known.name if known else timing,
+        timing=model,
+        kv_bytes_per_token=per_token,
+        kv_tokens=tokens,
+        block_size=block_size,
+        max_batch_tokens=max_batch_tokens,
+        max_running=max_running,
+        hop_ms=hop_ms,
+        wire_bytes_per_s=wire_gb_per_s * 1e9,
+        measured_on=frozenset(file.runs if file else ()),
     )
+
+
+def one_way_ms(timing: str) -> float:
+    """Client or router to worker, as it was measured with the timing.
+
+    Raises:
+        ValueError: its file cannot be used.
+    """
+    file = timing_file(timing)
+    return HOP_MS if file is None or file.hop_ms is None else file.hop_ms
 
 
 def largest_block(block_tokens: Sequence[int], wanted: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cyclopts import Parameter
 
-from loadgen.planner.engines import DEFAULT_TIMING, Engine, engine_of, largest_block
+from loadgen.planner.engines import DEFAULT_TIMING, Engine, engine_of, largest_block, one_way_ms
 from loadgen.planner.traffic import Traffic
 from loadgen.sim.metrics import Limits
 
@@ -63,7 +63,7 @@ class EngineOptions:
     max_running
         Sequences in one step.
     hop_ms
-        Router to worker, each way.
+        Client or router to worker, each way; by default as measured with the timing, else 0.5.
     wire_gb_per_s
         Between two workers; 0: 50, a 400 Gb/s port.
     """
@@ -74,8 +74,16 @@ class EngineOptions:
     kv_bytes_per_token: int = 0
     max_batch_tokens: int = 8_192
     max_running: int = 256
-    hop_ms: float = 0.5
+    hop_ms: float | None = None
     wire_gb_per_s: float = 0.0
+
+    @property
+    def one_way_ms(self) -> float:
+        """
+        Raises:
+            ValueError: the file of the timing cannot be used.
+        """
+        return one_way_ms(self.timing) if self.hop_ms is None else self.hop_ms
 
     def engine(self, traffic: Traffic) -> Engine:
         """
@@ -89,7 +97,7 @@ class EngineOptions:
             kv_bytes_per_token=self.kv_bytes_per_token,
             max_batch_tokens=self.max_batch_tokens,
             max_running=self.max_running,
-            hop_ms=self.hop_ms,
+            hop_ms=self.one_way_ms,
             wire_gb_per_s=self.wire_gb_per_s,
         )
 

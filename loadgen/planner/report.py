@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
 
-from loadgen.planner.backtest import Backtest
+from loadgen.planner.backtest import Backtest, Compared
 from loadgen.planner.cells import Outcome
 from loadgen.planner.search import Found, Search, flat_region
 from loadgen.sim.config import Fleet
@@ -153,13 +154,20 @@ def _backtests(backtests: list[Backtest]) -> list[str]:
             lines.append("  That run says of itself that its figures are not to be believed.")
         if not each.known_real:
             lines.append("  Whether a model computed in that run is not known: its server did not say.")
+        if each.timing_from_it:
+            lines.append("  The timing was taken from that very run: this says how well it fits, and is no test.")
         if not each.same_traffic:
             lines.append("  That run was of other traffic than this plan.")
         lines += [
-            f"  {one.name:<14} predicted {one.predicted:>9.3g}   measured {one.measured:>9.3g}   {one.error:+.0%}"
+            f"  {one.name:<14} predicted {one.predicted:>9.3g}   measured {one.measured:>9.3g}   {_error(one)}"
             for one in each.compared
         ]
     return lines
+
+
+def _error(of: Compared) -> str:
+    """Of what was 0 there is no relative error."""
+    return f"{of.error:+.0%}" if math.isfinite(of.error) else "–"
 
 
 def _effort(plan: Plan, search: Search) -> str:

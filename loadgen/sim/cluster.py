@@ -107,6 +107,11 @@ class Cluster:
         """Requests that wait in the router."""
         return self._waiting.core.num_queued if self._waiting else 0
 
+    @property
+    def num_queued_tokens(self) -> int:
+        """Of their prompts."""
+        return self._waiting.core.num_queued_tokens if self._waiting else 0
+
     # --- a fleet that changes (`elastic`) -----------------------------------------------------------------------------
 
     @property

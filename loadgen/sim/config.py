@@ -92,6 +92,11 @@ QUEUES = ("none", "wait", "refuse")  # what happens before placement; see `with_
 _MAY_GO_ALONE = {"min_ttft": "auto", "min_ttft_remote": "always"}  # others place no prompt on decode alone by choice
 
 
+def remote_prefill_of(policy: str) -> str:
+    """What a router with this policy (of `policies`) is told about remote prefill."""
+    return _MAY_GO_ALONE.get(policy.replace("-", "_"), "prefer")
+
+
 def with_queue(config: SimConfig, queue: str, policy: str, ttft_limit_ms: float) -> SimConfig:
     """The same with the router's queue, as a router has it that is told nothing.
 
@@ -106,6 +111,6 @@ def with_queue(config: SimConfig, queue: str, policy: str, ttft_limit_ms: float)
         raise ValueError(f"queue is {queue!r}; it is one of {', '.join(QUEUES)}")
     if queue == "none":
         return config
-    told = RouterConfig(model="", remote_prefill=_MAY_GO_ALONE.get(policy, "prefer"))
+    told = RouterConfig(model="", remote_prefill=remote_prefill_of(policy))
     limit_ms = ttft_limit_ms if queue == "refuse" else 0.0
     return replace(config, admission=AdmissionLimits.of(told), ttft_limit_ms=limit_ms)

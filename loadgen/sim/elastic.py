@@ -26,6 +26,7 @@ class PoolState:
     wanted: int
     serving: tuple[SimWorker, ...]
     starting_s: tuple[float, ...]  # for how long each has been starting
+    queued_tokens: int = 0  # of prompts that wait in the router, if this role computes them
 
 
 class Scaler(Protocol):
@@ -102,7 +103,8 @@ class Elastic:
     def _state(self, role: Role) -> PoolState:
         now_ns = self.cluster.loop.now_ns
         starting = [(now_ns - each.since_ns) / NS_PER_S for each in self._starting if each.role is role]
-        return PoolState(self._wanted[role], tuple(self._serving[role]), tuple(starting))
+        queued_tokens = self.cluster.num_queued_tokens if role is Role.PREFILL else 0
+        return PoolState(self._wanted[role], tuple(self._serving[role]), tuple(starting), queued_tokens)
 
     def _want(self, role: Role, count: int) -> None:
         if count == self._wanted[role]:

@@ -61,8 +61,9 @@ def fit(samples: Sequence[Sample]) -> FittedTiming:
     decodes = [each for each in samples if not each.shape.chunks]
     if min(len(prompts), len(decodes)) < 3:
         raise ValueError(f"{len(prompts)} prompt and {len(decodes)} decode steps were measured; it takes 3 of each")
-    c0, c1, c2 = _solve([_prompt_terms(each.shape) for each in prompts], prompts)
-    d0, d1, d2 = _solve([(1.0, each.shape.num_decodes, each.shape.context_tokens) for each in decodes], decodes)
+    c0, c1, c2 = solve([_prompt_terms(each.shape) for each in prompts], [each.ms for each in prompts])
+    rows = [(1.0, each.shape.num_decodes, each.shape.context_tokens) for each in decodes]
+    d0, d1, d2 = solve(rows, [each.ms for each in decodes])
     return FittedTiming(c0, c1, c2, d0, d1, d2)
 
 
@@ -82,10 +83,11 @@ def _prompt_terms(shape: StepShape) -> tuple[float, float, float]:
     return 1.0, tokens, sum((start + count) ** 2 - start**2 for start, count in shape.chunks)
 
 
-def _solve(terms: Sequence[tuple[float, float, float]], samples: Sequence[Sample]) -> list[float]:
-    """Coefficients not below zero: one that would be, from noise, is left out and the others are fitted again."""
+def solve(terms: Sequence[tuple[float, float, float]], ms: Sequence[float]) -> list[float]:
+    """Least squares of times over three terms. No coefficient is below zero: one that would be, from noise, is left out
+    and the others are fitted again."""
     matrix: npt.NDArray[np.float64] = np.array(terms, np.float64)
-    wanted = np.array([each.ms for each in samples])
+    wanted = np.array(ms)
     used = [0, 1, 2]
     while True:
         found = np.linalg.lstsq(matrix[:, used], wanted, rcond=None)[0]

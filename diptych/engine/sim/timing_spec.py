@@ -32,6 +32,8 @@ class TimingFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     timing: str  # "fitted:…"
     measured_at: str = ""  # UTC, ISO 8601
     source: dict[str, str | int | float] = {}  # what was measured, for people
+    hop_ms: float | None = None  # client or worker to the next one, one way; None: not measured
+    runs: list[str] = []  # that it was taken from: seed and salt of each, which no two runs share
 
 
 def parse_timing(text: str) -> TimingModel:
@@ -48,7 +50,7 @@ def parse_timing(text: str) -> TimingModel:
     if kind == "fit":
         return find_deployment(rest).timing
     if kind == "measured":
-        return parse_timing(_read(Path(rest)).timing)
+        return parse_timing(read_timing_file(Path(rest)).timing)
     raise ValueError(f"timing is {text!r}; it begins with {', '.join(f'{each}:' for each in KINDS)}")
 
 
@@ -60,7 +62,7 @@ def inlined(text: str) -> str:
     """
     kind, _, rest = text.partition(":")
     parse_timing(text)
-    return _read(Path(rest)).timing if kind == "measured" else text
+    return read_timing_file(Path(rest)).timing if kind == "measured" else text
 
 
 def as_text(timing: FittedTiming) -> str:
@@ -112,7 +114,21 @@ def _numbers(text: str, rest: str, known: Mapping[str, object], needed: set[str]
     return values
 
 
-def _read(path: Path) -> TimingFile:
+def timing_file(text: str) -> TimingFile | None:
+    """All that is known of a `measured:` one; None of other timing models.
+
+    Raises:
+        ValueError: as `read_timing_file`.
+    """
+    kind, _, rest = text.partition(":")
+    return read_timing_file(Path(rest)) if kind == "measured" else None
+
+
+def read_timing_file(path: Path) -> TimingFile:
+    """
+    Raises:
+        ValueError: it cannot be read, or is none.
+    """
     try:
         found = msgspec.json.decode(path.read_bytes(), type=TimingFile)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from experiments import experiment, runs_of
 
 from loadgen.experiment.analysis import capacities, comparisons, measured
 from loadgen.experiment.cells import Cell
-from loadgen.experiment.export import csv_text, json_bytes, summary_text
-from loadgen.experiment.maps import comparison_table, pd_maps, region
+from loadgen.experiment.export import csv_text, json_bytes
+from loadgen.experiment.maps import best_of, comparison_table, pd_maps, region
 from loadgen.experiment.page import experiment_page
 from loadgen.experiment.results import State, open_folder
+from loadgen.experiment.sections import loads_of, note_of
+from loadgen.experiment.terminal import summary_text
+from loadgen.report.intervals import Interval
 
 MADE = experiment()
 STATE = State(experiment=MADE, salt=1, started_at_s=1.7e9)
@@ -91,6 +95,39 @@ def test_maps_have_a_cell_for_each_shape() -> None:
     assert table.count('<td class="pays">') == 4
 
 
+def test_the_best_is_named_with_those_that_it_cannot_be_told_from() -> None:
+    found = [each for each in capacities(CELLS, 0.85) if each.cell.input_tokens == 512 and each.cell.prefill]
+    best, other = sorted(found, key=lambda each: -each.per_worker)
+    assert best.cell.prefill == best.cell.decode == 1
+    said = best_of(found)
+    assert said.startswith(f"Best: 1P+1D with {best.per_worker:.3g}/s a worker (")
+    assert "Not told apart" not in said
+    close = replace(other, interval=Interval(0.0, best.per_worker))
+    assert "Not told apart from it: 1P+2D." in best_of([best, close])
+    assert best_of([replace(best, per_worker=0.0)]) == "None keeps the limits at any load tried."
+
+
+def test_a_capacity_says_at_which_loads_its_seeds_had_it() -> None:
+    found = {(each.cell.prefill, each.cell.decode, each.cell.input_tokens): each for each in capacities(CELLS, 0.85)}
+    assert (loads_of(found[1, 1, 64]), note_of(found[1, 1, 64])) == ("20/s", "")
+    assert note_of(found[1, 1, 512]) == "the highest tried: there may be more"
+    assert (loads_of(found[0, 2, 512]), note_of(found[0, 2, 512])) == ("–", "not even at the lowest load")
+    some = replace(found[1, 1, 64], loads=(20.0, 40.0))
+    assert (loads_of(some), note_of(some)) == ("20 to 40/s", "1 of 3 seeds at no load")
+    in_time = found[1, 1, 64].in_time
+    assert in_time is not None
+    assert in_time.value == pytest.approx(0.9, abs=0.05)
+
+
+def test_the_terminal_has_the_costs_and_the_map() -> None:
+    easier = msgspec.structs.replace(MADE, slo=msgspec.structs.replace(MADE.slo, attainment=0.85))
+    text = summary_text(msgspec.structs.replace(STATE, experiment=easier), CELLS)
+    for word in ("exposed", "predicted", "possible", "balance P", "busy P", "failures are misses", "E2E p99"):
+        assert word in text
+    assert text.count("prefill (down) by decode (across) workers") == 2  # one for each prompt length
+    assert text.count(" *") == 2
+
+
 class Checker(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +154,7 @@ def test_the_page_is_whole_and_loads_nothing() -> None:
     assert "<script" not in page
     for heading in ("What each configuration sustains", "Prefill and decode workers", "Disaggregated or colocated"):
         assert f"<h2>{heading}</h2>" in page
-    for heading in ("What each phase costs", "How busy each phase was", "Figures", "Distributions"):
+    for heading in ("What each phase costs", "How busy each phase was", "Over the load", "Latencies", "Distributions"):
         assert f"<h2>{heading}</h2>" in page
     assert f"{len(RUNS)} of {len(RUNS) + 3} runs, not finished" in page
     assert "prefers-color-scheme: dark" in page

@@ -34,14 +34,21 @@ class Cluster:
     ) -> None:
         self.counts = {"prefill": prefill, "decode": decode}
         self.running = dict(self.counts)
-        self.scales: list[dict[str, int]] = []
+        self.scales: list[dict[str, int | str]] = []
         self.keys: set[str] = set()
+        self.autoscale: dict[str, object] | None = None
+        self.gone = False
         self._budget, self._host, self._tls = budget, host, tls
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
+        if self.gone:
+            raise httpx.ConnectError("nobody listens")
         self.keys.add(request.headers["authorization"])
         if request.url.path == "/scale":
             body = json.loads(request.content)
+            if body.get("decode") == "auto":
+                self.scales.append(body)
+                return httpx.Response(202, json={})
             if body["decode"] > 5:
                 return httpx.Response(400, json=["bad_request", "decode is 6; it must be 1 to 5", "decode", None])
             self.scales.append(body)
@@ -65,6 +72,7 @@ class Cluster:
             "processes": [*workers, router],
             "complete": self.running == self.counts,
             "placeable": self.running,
+            "autoscale": self.autoscale,
         }
 
 
@@ -87,6 +95,51 @@ async def test_a_running_cluster_is_scaled_until_it_is_there(monkeypatch: pytest
     assert cluster.running == {"prefill": 0, "decode": 2}
     assert cluster.keys == {"Bearer secret"}
     await made.close()
+
+
+async def test_a_cluster_is_given_back_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(1, 3)
+    made = running(cluster, monkeypatch)
+    await made.shape(Shape(prefill=2, decode=1))
+    await made.shape(Shape(prefill=1, decode=2))
+    await made.close()
+    await made.close()
+    assert cluster.scales[2:] == [{"prefill": 1, "decode": 3}]
+    untouched = Cluster(1, 1)
+    made = running(untouched, monkeypatch)
+    await made.shape(Shape(prefill=1, decode=1))
+    await made.close()
+    assert untouched.scales == []
+
+
+async def test_pools_that_follow_the_load_are_held_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(1, 1)
+    cluster.autoscale = {"mode": "on", "pools": {"prefill": {"pinned": True}, "decode": {"pinned": False, "min": 1}}}
+    made = running(cluster, monkeypatch)
+    for _ in range(2):
+        await made.shape(Shape(prefill=1, decode=1))
+    assert cluster.scales == [{"prefill": 1, "decode": 1}]
+    await made.close()
+    assert cluster.scales[1:] == [{"prefill": 1, "decode": 1}, {"decode": "auto"}]
+
+
+async def test_a_cluster_that_cannot_be_given_back_is_said_and_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, said = Cluster(1, 1), list[str]()
+    running(cluster, monkeypatch)
+    made = RunningCluster("http://10.0.0.9:70", "secret", said.append)
+    monkeypatch.setattr(made, "door", AdminDoor("http://10.0.0.9:70", "secret", httpx.MockTransport(cluster)))
+    await made.shape(Shape(prefill=2, decode=1))
+    cluster.gone = True
+    await made.close()
+    assert "diptych scale prefill=1 decode=1" in said[-1]
+
+
+async def test_what_does_not_fit_is_refused_before_anything_is_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(1, 1)
+    made = running(cluster, monkeypatch)
+    with pytest.raises(SystemUnavailable, match="tokens a step"):
+        await made.shape(Shape(prefill=2, decode=2, max_batch_tokens=64))
+    assert cluster.scales == []
 
 
 async def test_a_router_that_listens_everywhere_is_where_the_admin_door_is(monkeypatch: pytest.MonkeyPatch) -> None:

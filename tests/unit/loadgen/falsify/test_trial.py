@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ import pytest
 from falsify_cases import ScriptedBackend, a_design
 
 from loadgen.client.plan import make_plan
+from loadgen.client.run import ShardFailed
+from loadgen.experiment.placement import Placement
 from loadgen.experiment.shape import Shape, SystemUnavailable
 from loadgen.falsify import assemble
 from loadgen.falsify.cli import _run, falsify
@@ -146,7 +149,33 @@ def test_stopped_in_a_run_there_is_no_verdict(tmp_path: Path) -> None:
     assert asyncio.run(_run(trial, backend)) is True
     assert backend.closed
     assert len(trial.blocks) < 8
-    assert judge(a_design(), trial.blocks, stopped=True).answer is Answer.CANNOT_TELL
+    verdict = judge(a_design(), trial.blocks, stopped=True)
+    assert verdict.answer is Answer.CANNOT_TELL
+    assert "whether a model computed" not in verdict_text(a_design(), [], verdict)  # nothing did
+
+
+def test_a_signal_to_the_whole_group_that_ends_a_shard_first_is_a_stop_too(tmp_path: Path) -> None:
+    class Group(ScriptedBackend):
+        async def measure(self, config, shape: Shape, records_path: Path):  # type: ignore[no-untyped-def]
+            task = asyncio.current_task()
+            assert task is not None
+            if told == "first":
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):  # as `run_once` does, to read what there is
+                    await asyncio.sleep(60)
+            if told == "last":
+                asyncio.get_running_loop().call_soon(task.cancel)
+            raise ShardFailed("a process of the load generator ended with status -15")
+
+    for told in ("first", "last", ""):
+        backend = Group(lambda shape, number: True)
+        trial = Trial(a_design(), workload(), backend, tmp_path, lambda text: None)
+        if told:
+            assert asyncio.run(_run(trial, backend)) is True
+        else:
+            with pytest.raises(ShardFailed):
+                asyncio.run(_run(trial, backend))
+        assert backend.closed
 
 
 def test_sigterm_ends_a_trial_as_ctrl_c_does(tmp_path: Path) -> None:
@@ -197,6 +226,29 @@ def test_a_folder_with_runs_takes_no_second_trial(tmp_path: Path, capsys: pytest
 def test_arms_that_are_not_what_they_say_make_a_trial_void(tmp_path: Path, remote: bool, words: str) -> None:
     with pytest.raises(SystemUnavailable, match=f"the trial is void: .*{words}"):
         run(ScriptedBackend(lambda shape, number: True, remote=lambda shape: remote), tmp_path)
+
+
+def test_a_router_with_another_policy_makes_a_trial_void(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before its first request: else it would compare a policy with itself."""
+
+    class AlwaysByLoad(ScriptedBackend):
+        async def shape(self, shape: Shape) -> tuple[str, str]:
+            Placement("least-load", "auto").check(shape, "http://router")
+            return await super().shape(shape)
+
+    backend = AlwaysByLoad(lambda shape, number: True)
+    monkeypatch.setattr(assemble, "started", lambda *_: backend)
+    trace, out = write_log(tmp_path / "mine.jsonl"), tmp_path / "out"
+    options = {"slo": "ttft_ms=1,tpot_ms=1", "question": "cache-aware", "prefill": 0, "decode": 2, "blocks": 4}
+    assert falsify(str(trace), **options, out=out) == 1  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert "the trial is void: the router at http://router places by least-load" in said
+    assert backend.closed
+    assert not (out / "verdict.json").exists()
+    shapes = [call[1] for call in backend.calls if call[0] == "measure"]
+    assert {shape.policy for shape in shapes} <= {"least-load"}  # what was measured, was what it says
 
 
 def test_arms_that_are_what_they_say_are_compared(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from diptych.engine.sim.timing_spec import TimingFile
 from loadgen.arrivals import TraceTimes
 from loadgen.client.config import RunConfig
 from loadgen.experiment.cells import Cell
@@ -210,3 +212,30 @@ def test_a_backtest_of_a_cell_places_as_the_cell_did(tmp_path: Path) -> None:
         found = backtest(path, None, made, "min_ttft", f"log:{trace}")
         figures[remote_prefill] = [each.predicted for each in found.compared]
     assert figures["never"] != figures["always"]
+
+
+def test_a_measured_timing_brings_its_way_and_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = write_log(tmp_path / "mine.jsonl")
+    run = measured_run(tmp_path, trace)
+    config = msgspec.json.decode(run.read_bytes(), type=RunResult).config
+    ways, said = {0.0: (), 7.0: (f"{config.seed}/{config.salt}",)}, []
+    for way_ms, runs in ways.items():
+        file = tmp_path / f"{way_ms}.json"
+        file.write_bytes(msgspec.json.encode(TimingFile(timing=FITTED, hop_ms=way_ms, runs=list(runs))))
+        engine = dataclasses.replace(ENGINE, timing=f"measured:{file}", hop_ms=None)
+        options = {"workers": 3, "seeds": 1, "engine": engine, "backtest": (run,), "backtest_fleet": ("1P+2D",)}
+        plan(str(trace), slo="ttft_ms=500,tpot_ms=15", **options)  # type: ignore[arg-type]
+        said.append(capsys.readouterr().out)
+        plan(str(trace), slo="ttft_ms=500,tpot_ms=15", json=True, **options)  # type: ignore[arg-type]
+        (test,) = json.loads(capsys.readouterr().out)["backtests"]
+        ttft = next(each for each in test["compared"] if each["name"] == "ttft_mean_ms")
+        assert ttft["predicted"] - ttft["measured"] == pytest.approx(3 * way_ms, abs=4.0)  # to decode, prefill, back
+    assert "is no test" not in said[0]
+    assert "The timing was taken from that very run" in said[1]
+
+
+def test_a_way_that_was_not_measured_is_half_a_millisecond(tmp_path: Path) -> None:
+    file = tmp_path / "watched.json"
+    file.write_bytes(msgspec.json.encode(TimingFile(timing=FITTED)))
+    assert EngineOptions(timing=f"measured:{file}").one_way_ms == EngineOptions().one_way_ms == 0.5
+    assert EngineOptions(timing=f"measured:{file}", hop_ms=2.0).one_way_ms == 2.0

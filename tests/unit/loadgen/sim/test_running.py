@@ -66,6 +66,12 @@ def test_noise_makes_no_negative_times() -> None:
     assert steep.decode_c0_ms >= 0.0
 
 
+def test_every_rate_that_was_told_counts_and_repetitions_do_not() -> None:
+    """A worker that changes between fast and slow is neither; one at rest repeats its last rate."""
+    rates = [500.0, 500.0, 1_000.0, 1_000.0, 1_000.0]
+    assert timing_of([Report("w", 1, rate, 20.0) for rate in rates]).prefill_c1_ms_per_token == pytest.approx(1.5)
+
+
 def test_a_worker_at_rest_still_knows_its_last_step() -> None:
     assert timing_of([Report("w", 0, 100.0, 20.0)]).decode_c0_ms == 20.0
 
@@ -99,7 +105,7 @@ def test_the_command_writes_what_engines_and_the_simulator_read(
 ) -> None:
     out = tmp_path / "timing.json"
     assert timing(door, out=out, seconds=0.3, interval=0.1) == 0
-    assert "2000 prompt tokens/s" in capsys.readouterr().out
+    assert "a prompt of 256 tokens takes 128 ms" in capsys.readouterr().out
     assert parse_timing(f"measured:{out}") == timing_of(parse_reports(metrics()))
     assert timing(door, out=out, seconds=0.0, worker="decode") == 1
     assert "send the cluster some requests" in capsys.readouterr().err
