@@ -267,10 +267,9 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _show_progress(progress: Progress) -> None:
-    line = f"{progress.sent}/{progress.planned} sent, {progress.ended} ended, {progress.failed} failed"
     end = "\r" if sys.stderr.isatty() else "\n"
     with contextlib.suppress(BrokenPipeError):
-        print(f"  {line}", end=end, file=sys.stderr, flush=True)
+        print(f"  {progress}", end=end, file=sys.stderr, flush=True)
 
 
 def _fail(error: object) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -81,7 +82,20 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
     planned: int
     sent: int = 0
     ended: int = 0
-    failed: int = 0
+    failures: dict[str, int] = {}  # by kind, see `loadgen.client.answer`
+
+    def __add__(self, other: Progress) -> Progress:
+        return Progress(
+            planned=self.planned + other.planned,
+            sent=self.sent + other.sent,
+            ended=self.ended + other.ended,
+            failures=dict(Counter(self.failures) + Counter(other.failures)),
+        )
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(self.failures.items()))
+        failed = f"{sum(self.failures.values())} failed" + (f" ({kinds})" if kinds else "")
+        return f"{self.sent}/{self.planned} sent, {self.ended} ended, {failed}"
 
 
 class ShardReport(msgspec.Struct, frozen=True, kw_only=True, tag="report"):

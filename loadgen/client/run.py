@@ -144,12 +144,7 @@ async def _run_shards(configs: list[ShardConfig], on_progress: Callable[[Progres
 async def _reports(shards: list[_Shard], on_progress: Callable[[Progress], None]) -> list[ShardReport]:
     async def until_report(shard: _Shard) -> ShardReport:
         while not isinstance(message := await shard.read(), ShardReport):
-            on_progress(_sum([each.progress for each in shards]))
+            on_progress(sum((each.progress for each in shards), Progress(planned=0)))
         return message
 
     return list(await asyncio.gather(*(until_report(shard) for shard in shards)))
-
-
-def _sum(parts: list[Progress]) -> Progress:
-    total = {name: sum(getattr(part, name) for part in parts) for name in Progress.__struct_fields__}
-    return Progress(**total)

@@ -8,6 +8,7 @@ generator that falls behind must not look like a fast server (coordinated omissi
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 from loadgen.client.answer import Answer
 from loadgen.client.bodies import Bodies
@@ -32,10 +33,10 @@ class Sender:
         self._timeout_s = timeout_s
         self._start_s = start_s
         self._sent = 0
-        self._failed = 0
+        self._failures: Counter[str] = Counter()
 
     def progress(self, planned: int) -> Progress:
-        return Progress(planned=planned, sent=self._sent, ended=len(self.records), failed=self._failed)
+        return Progress(planned=planned, sent=self._sent, ended=len(self.records), failures=dict(self._failures))
 
     async def open_loop(self) -> None:
         """Whatever the server does, requests go out at their times. Returns when every answer has ended."""
@@ -101,7 +102,8 @@ class Sender:
             retried=retried,
         )
         answer.fill(record, due_s, now_s())
-        self._failed += not record.ok
+        if not record.ok:
+            self._failures[record.failure] += 1
         self.records.append(record)
 
 
