@@ -93,8 +93,6 @@ async def test_counters_show_what_moved(cluster: ProcessCluster, rise: Rise, len
     assert report["transfer_bytes"] == moved
     assert report["transfer_ms"] > 0
     assert report["exposed_ms"] > 0
-    if length > CHUNK:  # the first chunk's blocks were written while the others were computed
-        assert report["transfer_ms"] > report["exposed_ms"]
 
     rose = await rise.measured()
     prompt_tokens = "diptych_prompt_tokens_total"
@@ -109,6 +107,18 @@ async def test_counters_show_what_moved(cluster: ProcessCluster, rise: Rise, len
     assert rose("diptych_worker_generated_tokens_total", role="prefill") == 1
     assert rose("diptych_worker_generated_tokens_total", role="decode") == 7
     assert rose("diptych_requests_placed_total", path="remote") == 1
+
+
+async def test_the_first_chunks_are_written_while_the_others_are_computed(cluster: ProcessCluster) -> None:
+    """So more time is spent on transfers than shows, unless a busy machine holds decode up when it is told."""
+    seen = []
+    for attempt in range(10):
+        answer = await complete(cluster.http, prompt=random_prompt(5 * CHUNK, seed=900 + attempt), ignore_eos=True)
+        report = answer["diptych"]
+        seen.append((report["transfer_ms"], report["exposed_ms"]))
+        if report["transfer_ms"] > report["exposed_ms"]:
+            return
+    pytest.fail(f"transfer and what of it shows, in ms: {seen}")
 
 
 async def test_only_what_decode_lacks_is_moved(cluster: ProcessCluster, rise: Rise) -> None:

@@ -40,14 +40,18 @@ async def test_loops_run_on_while_a_transfer_moves(pair: Pair, kind: str) -> Non
 
 async def test_a_write_on_the_loop_would_be_seen(pair: Pair) -> None:
     """Over shared memory NIXL copies before it returns: this is why it has a thread."""
-    async with LoopProbe() as probe:
-        await asyncio.sleep(0)
-        began = time.monotonic()
-        pair.raw_write_s()
-        blocked_s = time.monotonic() - began
-        await asyncio.sleep(0.01)
-    assert probe.longest_stall_s > blocked_s / 2
-    assert probe.longest_stall_s * 1e3 > LONGEST_STALL_MS
+    seen: list[tuple[float, float]] = []
+    for _ in range(ATTEMPTS):  # time for which a neighbour had the core is in the one and not in the other
+        async with LoopProbe() as probe:
+            await asyncio.sleep(0)
+            began = time.monotonic()
+            pair.raw_write_s()
+            blocked_s = time.monotonic() - began
+            await asyncio.sleep(0.01)
+        seen.append((probe.longest_stall_s, blocked_s))
+        if probe.longest_stall_s > max(blocked_s / 2, LONGEST_STALL_MS / 1e3):
+            return
+    pytest.fail(f"stalls of a loop, and how long it was blocked, in seconds: {seen}")
 
 
 async def test_the_probe_sees_a_loop_that_sleeps_and_one_that_does_not() -> None:
