@@ -1,4 +1,4 @@
-"""Runs of a simulated fleet whose size the autoscaling policy decides, or nobody; and the loads they meet.
+"""Runs of a simulated fleet whose size the autoscaling policy decides, or another scaler, or nobody.
 
 The policy is the very code that the controller asks. It is told what real workers would say, at the same interval.
 """
@@ -6,25 +6,21 @@ The policy is the very code that the controller asks. It is told what real worke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
-import numpy as np
-
+from benchmarks.sim.loads import Load
 from deploy.autoscale import Autoscaler, AutoscaleSettings, Decision, PoolView, Report
 from deploy.autoscale.prefill import for_arrivals
 from deploy.autoscale.signals import PrefillLoad
 from deploy.reconcile import Kind
 from diptych.engine.sim.timing import StepShape
 from diptych.messages import Role
-from loadgen.arrivals import OpenLoop as Arrivals
-from loadgen.arrivals import Piece, open_loop_times_ms
 from loadgen.sim.cluster import Cluster
 from loadgen.sim.config import Fleet, SimConfig
-from loadgen.sim.elastic import Elastic, PoolState
-from loadgen.sim.event_loop import NS_PER_MS
+from loadgen.sim.elastic import Change, Elastic, PoolState, Scaler
 from loadgen.sim.metrics import Limits
-from loadgen.sim.requests import SimRequest
 from loadgen.sim.workload import OpenLoop
 
 KINDS = {Role.PREFILL: Kind.PREFILL, Role.DECODE: Kind.DECODE}
@@ -53,45 +49,7 @@ class PolicyScaler:
             Report(worker.worker_id, 1e9 if self.silent(now_s, worker.worker_id) else 0.0, worker.stats())
             for worker in pool.serving
         ]
-        return PoolView(pool.wanted, tuple(reports), pool.starting_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Requests at a rate that changes."""
-
-    name: str
-    pieces: tuple[Piece, ...]
-    prompt_tokens: float  # mean of a log-normal distribution
-    output_tokens: float  # likewise
-    sigma: float = 0.7  # of the logarithm, of both
-
-    @property
-    def duration_s(self) -> float:
-        return sum(piece.length_s for piece in self.pieces)
-
-    @property
-    def peak(self) -> float:
-        """Requests a second."""
-        return max(max(piece.start, piece.end) for piece in self.pieces)
-
-    @property
-    def mean(self) -> float:
-        return sum(piece.expected for piece in self.pieces) / self.duration_s
-
-    def requests(self, seed: int) -> list[SimRequest]:
-        """Poisson arrivals; no two share a prefix."""
-        times_ms = open_loop_times_ms(Arrivals(self.pieces), seed)
-        rng = np.random.default_rng(seed + 1)
-        prompts = self._lengths(rng, len(times_ms), self.prompt_tokens)
-        outputs = self._lengths(rng, len(times_ms), self.output_tokens)
-        rows = zip(times_ms.tolist(), prompts, outputs, strict=True)
-        return [SimRequest(n, round(ms * NS_PER_MS), prompt, out) for n, (ms, prompt, out) in enumerate(rows)]
-
-    def _lengths(self, rng: np.random.Generator, count: int, mean: float) -> list[int]:
-        """At most ten times the mean."""
-        drawn = rng.lognormal(math.log(mean) - self.sigma**2 / 2, self.sigma, count)
-        return [int(min(max(2, length), 10 * mean)) for length in drawn]
+        return PoolView(pool.wanted, tuple(reports), pool.starting_s, pool.queued_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +61,9 @@ class Outcome:
     tpot_attainment: float
     prefill_hours: float  # of workers, from the moment they were asked for
     decode_hours: float
-    reversals: int
+    reversals: int  # of the pool that has more of them
+    oscillations: int  # of both pools
+    lasted_hours: float
     most: tuple[int, int]  # prefill and decode workers wanted at once
     trace_hash: str
 
@@ -128,25 +88,61 @@ def run_elastic(
         start_s: that a worker really takes until it serves.
         tail_s: after the last request, for which the fleet is still looked at.
     """
-    fleet = Fleet(settings.prefill.min, settings.decode.min)
-    cluster = Cluster(replace(config, fleet=fleet), OpenLoop(load.requests(seed)))
     scaler = PolicyScaler(Autoscaler(settings), silent)
+    fleet = Fleet(settings.prefill.min, settings.decode.min)
+    outcome, elastic = run_scaled(config, load, settings, scaler, fleet, start_s=start_s, seed=seed, tail_s=tail_s)
+    return outcome, elastic, scaler
+
+
+def run_scaled(
+    config: SimConfig,
+    load: Load,
+    settings: AutoscaleSettings,
+    scaler: Scaler,
+    fleet: Fleet,
+    *,
+    start_s: float,
+    seed: int,
+    tail_s: float = 0.0,
+) -> tuple[Outcome, Elastic]:
+    """With any scaler in charge.
+
+    Args:
+        settings: of them, the limits and the interval.
+        fleet: that is there at the beginning.
+    """
+    cluster = Cluster(replace(config, fleet=fleet), OpenLoop(load.requests(seed)))
     elastic = Elastic(cluster, scaler, start_s, settings.interval_s, load.duration_s + tail_s)
     elastic.begin()
     cluster.run()
-    most = {role: max([settings.decode.min, *(c.after for c in elastic.changes if c.role is role)]) for role in Role}
+    first = {Role.PREFILL: fleet.num_prefill, Role.DECODE: fleet.num_decode}
+    most = {role: max([first[role], *(c.after for c in elastic.changes if c.role is role)]) for role in Role}
     hours = {role: seconds / 3600 for role, seconds in elastic.worker_s.items()}
-    reversals = max(elastic.num_reversals.values())
-    return _outcome(cluster, settings, hours, reversals, (most[Role.PREFILL], most[Role.DECODE])), elastic, scaler
+    memory_s = settings.down_after_s + 2 * start_s  # a window, a start-up, and what came in it is worked off
+    turns = max(elastic.num_reversals.values()), num_oscillations(elastic.changes, load, memory_s)
+    lasted_hours = _lasted_hours(cluster, load)
+    return _outcome(cluster, settings, hours, turns, lasted_hours, (most[Role.PREFILL], most[Role.DECODE])), elastic
+
+
+def num_oscillations(changes: Sequence[Change], load: Load, memory_s: float) -> int:
+    """Of both pools, the turns that no change of the load explains: from `memory_s` before the step that is undone on,
+    the rate was one and the same. What begins with the load is explained by it."""
+    found = 0
+    for role in Role:
+        mine = [change for change in changes if change.role is role]
+        for before, after in pairwise(mine):
+            turned = (before.after > before.before) is not (after.after > after.before)
+            found += turned and load.is_level(before.at_s - memory_s, after.at_s)
+    return found
 
 
 def run_fixed(config: SimConfig, load: Load, settings: AutoscaleSettings, fleet: Fleet, seed: int) -> Outcome:
     """With a fleet that stays as it is, paid for until the last request has ended."""
     cluster = Cluster(replace(config, fleet=fleet), OpenLoop(load.requests(seed)))
     cluster.run()
-    hours = max(load.duration_s, max(record.last_token_ns for record in cluster.records) / 1e9) / 3600
+    hours = _lasted_hours(cluster, load)
     per_role = {Role.PREFILL: fleet.num_prefill * hours, Role.DECODE: fleet.num_decode * hours}
-    return _outcome(cluster, settings, per_role, 0, (fleet.num_prefill, fleet.num_decode))
+    return _outcome(cluster, settings, per_role, (0, 0), hours, (fleet.num_prefill, fleet.num_decode))
 
 
 def sized_for(config: SimConfig, load: Load, settings: AutoscaleSettings, requests_per_s: float) -> Fleet:
@@ -167,8 +163,18 @@ def sized_for(config: SimConfig, load: Load, settings: AutoscaleSettings, reques
     return Fleet(max(1, prefill), max(1, decode))
 
 
+def _lasted_hours(cluster: Cluster, load: Load) -> float:
+    """Until the last token; timers that nobody waits for may run on."""
+    return max(load.duration_s, max(record.last_token_ns for record in cluster.records) / 1e9) / 3600
+
+
 def _outcome(
-    cluster: Cluster, settings: AutoscaleSettings, hours: Mapping[Role, float], reversals: int, most: tuple[int, int]
+    cluster: Cluster,
+    settings: AutoscaleSettings,
+    hours: Mapping[Role, float],
+    turns: tuple[int, int],
+    lasted_hours: float,
+    most: tuple[int, int],
 ) -> Outcome:
     def met(limits: Limits) -> float:
         return sum(limits.met_by(record) for record in cluster.records) / max(1, len(cluster.records))
@@ -179,7 +185,8 @@ def _outcome(
         met(Limits(math.inf, settings.tpot_ms)),
         hours[Role.PREFILL],
         hours[Role.DECODE],
-        reversals,
+        *turns,
+        lasted_hours,
         most,
         cluster.loop.digest,
     )

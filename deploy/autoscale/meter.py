@@ -3,6 +3,9 @@
 A worker's counters begin with its incarnation; the first time it is seen, and again after a silence, they are only
 noted, so that nothing counts as having come at once. Where some of a pool are silent, the others stand for them.
 
+What comes is counted where it comes first: in a router, then with those that ask a decode worker for blocks, then at a
+prefill worker. So prompts that a shortage of decode workers held back do not count again when it ends.
+
 The rate of arrivals is taken over the shortest time that has enough of them to mean something.
 """
 
@@ -38,11 +41,16 @@ class PrefillMeter:
         self._stale_after_s = settings.stale_after_s
         self._last: dict[str, WorkerStats] = {}
         self._queued_tokens = 0.0  # in routers
+        self._asking = 0.0
         self._intervals: deque[_Interval] = deque()
         self._looked_s: float | None = None
-        self._tokens_per_s = 0.0
+        self._tokens_per_s = self._prompt_tokens = 0.0
 
-    def look(self, now_s: float, pool: PoolView) -> tuple[Known, PrefillLoad]:
+    def look(self, now_s: float, pool: PoolView, asking: float = 0.0) -> tuple[Known, PrefillLoad]:
+        """
+        Args:
+            asking: prompts that have left the routers and wait for decode's blocks; prefill workers do not have them.
+        """
         known, fresh = _heard(pool, self._stale_after_s)
         stand_for = known.ready / known.fresh if known.fresh else 1.0
         tokens = computed = prompts = 0.0
@@ -51,8 +59,9 @@ class PrefillMeter:
                 tokens += max(0.0, _brought(stats) - _brought(last))
                 computed += max(0, stats.prompt_tokens_computed_total - last.prompt_tokens_computed_total)
                 prompts += max(0, stats.transfers_total - last.transfers_total)
-        came = max(0.0, tokens * stand_for + pool.queued_tokens - self._queued_tokens)
-        self._last, self._queued_tokens = fresh, pool.queued_tokens
+        between = (asking - self._asking) * self._prompt_tokens
+        came = max(0.0, tokens * stand_for + pool.queued_tokens - self._queued_tokens + between)
+        self._last, self._queued_tokens, self._asking = fresh, pool.queued_tokens, asking
         if self._looked_s is not None and now_s > self._looked_s:
             lasted_s = now_s - self._looked_s
             self._intervals.append(_Interval(now_s, lasted_s, came, computed * stand_for, prompts * stand_for))
@@ -63,7 +72,9 @@ class PrefillMeter:
         if measured:
             self._tokens_per_s = median(measured)  # one that is new and slow is outvoted
         queued = sum(stats.waiting_prefill_tokens for stats in fresh.values()) * stand_for + pool.queued_tokens
-        return known, PrefillLoad(queued, *self._rates(), self._tokens_per_s)
+        load = PrefillLoad(queued, *self._rates(), self._tokens_per_s)
+        self._prompt_tokens = load.prompt_tokens or self._prompt_tokens
+        return known, load
 
     @property
     def num_looks(self) -> int:
@@ -116,6 +127,13 @@ class DecodeMeter:
         line = self._line.through(in_batches / len(busy) if busy else 0.0, step_ms)
         counts = (running, loading, waiting, arriving_per_s, ending_per_s, held, self._blocks, places)
         return known, DecodeLoad(*counts, step_ms, *line, self._line.largest, self._line.is_measured)
+
+
+def num_asking(pool: PoolView, stale_after_s: float) -> float:
+    """Prompts that wait for blocks of a pool of decode workers, before any of them is computed elsewhere."""
+    known, fresh = _heard(pool, stale_after_s)
+    asking = sum(stats.waiting_by_kind.get("receive", 0) for stats in fresh.values())
+    return asking * known.ready / known.fresh if known.fresh else 0.0
 
 
 def _heard(pool: PoolView, stale_after_s: float) -> tuple[Known, dict[str, WorkerStats]]:

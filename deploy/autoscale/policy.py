@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from deploy.autoscale import decode, prefill
-from deploy.autoscale.meter import DecodeMeter, PrefillMeter
+from deploy.autoscale.meter import DecodeMeter, PrefillMeter, num_asking
 from deploy.autoscale.settings import AutoscaleSettings, Bounds
 from deploy.autoscale.signals import Decision, Need, PoolView, Verdict
 from deploy.autoscale.steadying import Steadying
@@ -36,6 +36,7 @@ class Autoscaler:
         self._prefill_meter = PrefillMeter(settings)
         self._decode_meter = DecodeMeter(settings)
         self._prompts_per_s = 0.0, 0.0  # that arrive at prefill workers and end there; zeros where there are none
+        self._asking = 0.0  # prompts that wait for decode's blocks
         self._steadying = {kind: Steadying(settings) for kind in (Kind.PREFILL, Kind.DECODE)}
 
     def started(self, kind: Kind, took_s: float) -> None:
@@ -54,12 +55,13 @@ class Autoscaler:
         """
         if Kind.PREFILL not in pools:
             self._prompts_per_s = 0.0, 0.0  # nobody says any more what comes
+        self._asking = num_asking(pools.get(Kind.DECODE, PoolView(0)), self._settings.stale_after_s)
         judges = {Kind.PREFILL: self._judge_prefill, Kind.DECODE: self._judge_decode}
         within = {Kind.PREFILL: self._settings.prefill, Kind.DECODE: self._settings.decode} | dict(bounds or {})
         return Decision({kind: judges[kind](now_s, pools[kind], within[kind]) for kind in judges if kind in pools})
 
     def _judge_prefill(self, now_s: float, pool: PoolView, bounds: Bounds) -> Verdict:
-        known, load = self._prefill_meter.look(now_s, pool)
+        known, load = self._prefill_meter.look(now_s, pool, self._asking)
         self._prompts_per_s = load.arriving_per_s, load.ending_per_s
         settings = self._settings
 

@@ -9,6 +9,8 @@ import msgspec
 
 from deploy.reconcile import Kind
 
+LEARNT_GROWTH = 4.0  # of `down_after_s`: two steps down that were regretted
+
 Mode = Literal["off", "advise", "on"]
 
 
@@ -38,6 +40,7 @@ class AutoscaleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     decode: Bounds = Bounds()
     interval_s: float = 5.0  # between two decisions
     down_after_s: float = 180.0  # for so long fewer workers must have been enough before one leaves
+    down_after_most_s: float = 0.0  # to which that may be learnt to grow; 0: four times as long
     start_s: float = 60.0  # that a worker takes until it serves, until that has been measured
     stale_after_s: float = 5.0  # a worker that has been silent for longer is not known
     max_step_up: int = 4  # workers added at once; more only if that many are there already
@@ -46,6 +49,10 @@ class AutoscaleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     def bounds(self, kind: Kind) -> Bounds:
         """Of a pool of workers."""
         return self.prefill if kind is Kind.PREFILL else self.decode
+
+    @property
+    def longest_down_after_s(self) -> float:
+        return self.down_after_most_s or LEARNT_GROWTH * self.down_after_s
 
     def __post_init__(self) -> None:
         for name in ("ttft_ms", "tpot_ms", "interval_s", "down_after_s", "start_s", "stale_after_s"):
@@ -60,3 +67,5 @@ class AutoscaleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             raise ValueError(f"max_step_up is {self.max_step_up}; it must be at least 1")
         if self.down_after_s < 2 * self.interval_s:
             raise ValueError("down_after_s must be at least two intervals (interval_s)")
+        if self.down_after_most_s and not self.down_after_s <= self.down_after_most_s < math.inf:
+            raise ValueError("down_after_most_s must be at least down_after_s, or 0 for four times as long")

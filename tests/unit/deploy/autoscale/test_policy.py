@@ -185,6 +185,7 @@ def test_starts_are_learnt() -> None:
         {"prefill": {"min": 3, "max": 2}},
         {"decode": {"min": 0}},
         {"down_after_s": 1.0},
+        {"down_after_most_s": 10.0},
         {"max_step_up": 0},
         {"surprise": 1},
     ],
