@@ -124,7 +124,7 @@ def test_asks_answers_replaces_what_dies_and_leaves_nothing(up: Up) -> None:
 
     text = up.command("status")
     assert re.search(r"prefill-\S+ +prefill +127\.0\.0\.1 +\d+ +running +0 +0 ", text), text
-    assert "2 of 2 run" in up.command("scale", "prefill=2")
+    assert "done: prefill=2" in up.command("scale", "prefill=2")
     up.look()
     up.command("down")
     assert up.wait() == 0, up.text
