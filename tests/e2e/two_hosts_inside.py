@@ -78,6 +78,7 @@ async def cluster(
             tmp_path_factory.mktemp("logs"),
             worker={"transports": ("tcp", "self"), "interfaces": DATA},
             by_role=by_role,
+            router={"remote_prefill": "prefer"},  # to cut links of: which way is sooner is another question
             before={Role.DECODE: hosts.on_b},
         ) as cluster:
             yield cluster
