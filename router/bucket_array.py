@@ -46,8 +46,7 @@ class BucketArray:
         self.masks: Masks = np.zeros(num_buckets * SLOTS, np.uint64)
         self.num_keys = 0
         self._rows = self.keys.reshape(num_buckets, SLOTS)  # the same memory
-        self._shift_bits = 65 - num_buckets.bit_length()
-        self._shift = np.array(self._shift_bits, np.uint64)
+        self._shift = np.array(65 - num_buckets.bit_length(), np.uint64)
 
     def __len__(self) -> int:
         """Number of buckets."""
@@ -56,10 +55,6 @@ class BucketArray:
     @property
     def nbytes(self) -> int:
         return self.keys.nbytes + self.masks.nbytes
-
-    def __contains__(self, key: int) -> bool:
-        """For one key, where arrays would cost several times as much."""
-        return key in self._rows[key >> self._shift_bits].tolist()
 
     def locate(self, keys: Keys) -> tuple[Slots, Words]:
         """The slot of every key that is here; and a word a key that is 0 if it is not (and its slot wrong)."""

@@ -54,6 +54,8 @@ def measure_scale(num_workers: int, say: Callable[[str], None]) -> dict[str, flo
         "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "placement_us_p50": summary.placement_us_p50,
         "placement_us_p99": summary.placement_us_p99,
+        "guess_us_p50": float(np.percentile(cluster.front.guess_us, 50)),
+        "guess_us_p99": float(np.percentile(cluster.front.guess_us, 99)),
         "ttft_mean_ms": summary.ttft_ms.mean,
         "reuse": summary.reuse,
     }

@@ -26,7 +26,11 @@ _EPOCH = 0
 
 
 class Front:
-    """Attributes: placement_us: wall time of each placement with its look-up, without what the index learns before."""
+    """
+    Attributes:
+        placement_us: wall time of each look-up and choice, as a router's `diptych_placement_seconds` has it.
+        guess_us: of telling the index about it, which comes after.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class Front:
         self.index = PrefixIndex()
         self.bookings = Bookings()
         self.placement_us: list[float] = []
+        self.guess_us: list[float] = []
         self._workers = {worker.worker_id: worker for worker in workers}
         self._policy = policy
         self._block_size = block_size
@@ -108,9 +113,11 @@ class Front:
         num_blocks = -(-num_tokens // self._block_size)
         prompt = PromptView(num_tokens, num_blocks, self._block_bytes, growth_blocks=growth, alone=alone)
         placement = self._policy(prompt, self._fresh_views(), self._turn, learnt, matches)
+        chosen = perf_counter_ns()
         for worker_id in filter(None, (placement.prefill_id, placement.decode_id)):
             self.index.guess(worker_id, hashes, now_s + GUESS_LASTS_S)
-        self.placement_us.append((perf_counter_ns() - began) / 1e3)
+        self.placement_us.append((chosen - began) / 1e3)
+        self.guess_us.append((perf_counter_ns() - chosen) / 1e3)
         return placement
 
     def book(self, placement: Placement, num_tokens: int) -> Booking:
