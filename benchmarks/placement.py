@@ -25,6 +25,7 @@ from diptych.telemetry import make_logger
 from router.bookings import Booking, Bookings
 from router.fleet import Compatibility, Fleet
 from router.placement import Learnt, PromptView, place
+from router.placement.workers import Roster
 from router.worker_link import WorkerLink
 
 BLOCK_SIZE, PROMPT_TOKENS = 16, 2_560
@@ -78,7 +79,7 @@ def _placements(num_workers: int) -> Callable[[], float]:
     workers = (*prefills, *decodes)
     bookings, held = Bookings(), deque[Booking]()
     prompt = PromptView(PROMPT_TOKENS, PROMPT_TOKENS // BLOCK_SIZE, 737_280, growth_blocks=8)
-    learnt = Learnt(128.0, 0.1)
+    learnt, roster = Learnt(128.0, 0.1), Roster()
 
     def once() -> float:
         nonlocal turn
@@ -88,7 +89,7 @@ def _placements(num_workers: int) -> Callable[[], float]:
             fleet.link(name).stats = _stats(name, decodes, random)
         matches = {name: 16 * random.randrange(1, 100) for name in workers}
         began = time.perf_counter()
-        placement = place(prompt, fleet.views(bookings), "auto", turn, matches=matches, learnt=learnt)
+        placement = place(prompt, fleet.views(bookings), "auto", turn, matches=matches, learnt=learnt, roster=roster)
         held.append(bookings.book(placement, PROMPT_TOKENS, prompt.num_blocks))
         took_us = (time.perf_counter() - began) * 1e6
         if len(held) >= OPEN_REQUESTS:

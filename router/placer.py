@@ -22,6 +22,7 @@ from router.limits import Limits
 from router.placement import Avoid, Placement, PromptView, place
 from router.placement.crossover import crossover_tokens
 from router.placement.policy import Policy
+from router.placement.workers import Roster
 from router.placement_metrics import PlacementMetrics
 from router.prefix_index import PrefixIndex
 from router.requests import Report, TokenRequest
@@ -74,6 +75,7 @@ class Placer:
         self._metrics = metrics
         self._reservations = reservations
         self._experience = Experience()
+        self._roster = Roster()
         self._turn = 0
         self._tentative: list[_Claim] = []  # chosen, and perhaps to be undone
 
@@ -166,6 +168,7 @@ class Placer:
                 policy=self._policy,
                 learnt=learnt,
                 seed=self._seed,
+                roster=self._roster,
             )
 
         try:

@@ -8,11 +8,12 @@ from loadgen.sim.baselines import random, round_robin
 from loadgen.sim.policy import NO_MATCHES, Policy
 from router.placement import UNLEARNT, Learnt, Placement, PromptView, WorkerView, place
 from router.placement import named as of_router
+from router.placement.workers import Roster
 
 
 def routed(name: str = "min-ttft", seed: int = 0, remote_prefill: str = "auto") -> Policy:
     """A policy of the router, asked as `router.placer` asks it."""
-    chosen = of_router.policy_named(name)
+    chosen, roster = of_router.policy_named(name), Roster()
 
     def policy(
         prompt: PromptView,
@@ -21,7 +22,17 @@ def routed(name: str = "min-ttft", seed: int = 0, remote_prefill: str = "auto") 
         learnt: Learnt = UNLEARNT,
         matches: Mapping[str, int] = NO_MATCHES,
     ) -> Placement:
-        return place(prompt, workers, remote_prefill, turn, matches=matches, policy=chosen, learnt=learnt, seed=seed)
+        return place(
+            prompt,
+            workers,
+            remote_prefill,
+            turn,
+            matches=matches,
+            policy=chosen,
+            learnt=learnt,
+            seed=seed,
+            roster=roster,
+        )
 
     return policy
 

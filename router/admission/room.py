@@ -20,6 +20,7 @@ from router.admission.ask import Ask
 from router.admission.line import Load
 from router.placement import WorkerView
 from router.placement.rates import Rates
+from router.placement.workers import Workers
 
 SPARE = 8  # one place more for so many: enough where a completion takes eight times the way to the router and back
 FULL_STEPS = 2  # of prompt tokens: one computes, one is ready to follow
@@ -112,7 +113,7 @@ class Room:
 
     @cached_property
     def _unmeasured_ms(self) -> float:
-        return Rates.mean_of(self._prefills, self._decodes).prefill_ms_per_token
+        return Rates.mean_of(Workers.of(self._prefills), Workers.of(self._decodes)).prefill_ms_per_token
 
     @cached_property
     def _mean_ms(self) -> float:

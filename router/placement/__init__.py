@@ -2,7 +2,8 @@
 
 views      what it is told and what it answers
 rates      how quick a fleet is, and what of a measurement is believed
-scene      one prompt and the fleet it meets: every cost there is, in ms
+workers    many views with their numbers side by side
+scene      one prompt and the fleet it meets: every cost there is, in ms; `bulk` has some for many workers at once
 policy     the interface, four methods
 min_ttft   the default policy; `baselines` are for comparison
 place      the function; `weigh` shows its sums, `crossover` from what length on a pair pays

@@ -11,10 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
+import numpy as np
+import numpy.typing as npt
+
 from diptych.messages import Role
-from router.placement.policy import Pick, in_order
+from router.placement.bulk import columns, decodes_ms, first_tokens_ms
+from router.placement.policy import MAX_CONSIDERED, Pick
 from router.placement.scene import Local, Scene
 from router.placement.views import REMOTE, WorkerView
+from router.placement.workers import Floats, Workers
 
 MAX_PAIRS = 256  # looked at before the search ends with the best so far; two or three are usual
 
@@ -25,10 +30,17 @@ class MinTtft:
         """Decode workers with room for prompt and completion; if there are none, for the prompt; else all."""
         if workers[0].role is Role.PREFILL:
             return workers
-        return scene.with_room_to_grow(workers) or [worker for worker in workers if scene.has_room(worker)] or workers
+        every, needed = columns(scene, workers), scene.prompt.num_blocks
+        for num_blocks in (needed + scene.prompt.growth_blocks, needed):
+            if len(roomy := every.where(every.available_blocks >= num_blocks)):
+                return roomy
+        return every
 
     prefill_cost = staticmethod(Scene.first_token_ms)
     decode_cost = staticmethod(Scene.decode_ms)
+
+    def alone_costs(self, scene: Scene, workers: Workers) -> Floats:
+        return first_tokens_ms(scene, workers) + decodes_ms(scene, workers)
 
     def pick(self, scene: Scene, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> Pick | None:
         if not prefills:
@@ -48,26 +60,33 @@ class Costed:
     """Workers of one role with what they cost, the cheapest first."""
 
     ms: list[float]
-    workers: list[WorkerView]
+    order: list[int]  # positions in `workers`
+    workers: Workers
 
     def __iter__(self) -> Iterator[tuple[float, WorkerView]]:
-        return zip(self.ms, self.workers, strict=True)
+        return zip(self.ms, map(self.workers.__getitem__, self.order), strict=True)
+
+    @property
+    def best(self) -> list[WorkerView]:
+        return [self.workers[at] for at in self.order[:MAX_CONSIDERED]]
 
 
 def _by_prefill(scene: Scene, prefills: Sequence[WorkerView]) -> Costed:
     """Equals by what they hold."""
-    prefills = scene.dice.rotated(prefills)
-    ms = [scene.first_token_ms(prefill) for prefill in prefills]
-    order = in_order(ms, [-scene.matched(prefill) for prefill in prefills])
-    return Costed([ms[at] for at in order], [prefills[at] for at in order])
+    workers = columns(scene, prefills).rotated(scene.dice)
+    ms = first_tokens_ms(scene, workers)
+    return _sorted(workers, ms, np.lexsort((-workers.matched_tokens, ms)))
 
 
 def _by_decode(scene: Scene, decodes: Sequence[WorkerView]) -> Costed:
     """Equals by batch size (where nobody has measured it is all there is), then by what they hold."""
-    decodes = scene.dice.rotated(decodes)
-    ms = [scene.decode_ms(decode) for decode in decodes]
-    order = in_order(ms, [decode.num_running for decode in decodes], [-scene.matched(decode) for decode in decodes])
-    return Costed([ms[at] for at in order], [decodes[at] for at in order])
+    workers = columns(scene, decodes).rotated(scene.dice)
+    ms = decodes_ms(scene, workers)
+    return _sorted(workers, ms, np.lexsort((-workers.matched_tokens, workers.num_running, ms)))
+
+
+def _sorted(workers: Workers, ms: Floats, order: npt.NDArray[np.int64]) -> Costed:
+    return Costed(ms.take(order).tolist(), order.tolist(), workers)
 
 
 def _cheapest_pair(scene: Scene, by_prefill: Costed, by_decode: Costed) -> tuple[float, Pick] | None:
@@ -75,7 +94,7 @@ def _cheapest_pair(scene: Scene, by_prefill: Costed, by_decode: Costed) -> tuple
 
     Exact up to `MAX_PAIRS`. O(workers log workers) where links are alike, because then one of the first pairs is best.
     """
-    least_decode_ms, longest = by_decode.ms[0], max(map(scene.matched, by_decode.workers))
+    least_decode_ms, longest = by_decode.ms[0], int(by_decode.workers.matched_tokens.max())
     best_ms, best, looked = inf, None, 0
     for prefill_ms, prefill in by_prefill:
         if prefill_ms + least_decode_ms >= best_ms or looked >= MAX_PAIRS:
@@ -91,7 +110,7 @@ def _cheapest_pair(scene: Scene, by_prefill: Costed, by_decode: Costed) -> tuple
                     best_ms, best = ms, (prefill, decode)
     if best is None:
         return None
-    return best_ms, Pick(*best, REMOTE, by_prefill.workers, by_decode.workers)
+    return best_ms, Pick(*best, REMOTE, by_prefill.best, by_decode.best)
 
 
 def _cheapest_alone(scene: Scene, by_decode: Costed, below_ms: float) -> tuple[float, WorkerView | None]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from diptych.errors import NoCapacity
-from diptych.messages import Role
 from router.placement.dice import Dice
 from router.placement.min_ttft import MinTtft
 from router.placement.policy import MAX_CONSIDERED, Pick, Policy, pick_alone
+from router.placement.rates import Rates
 from router.placement.scene import Considered, Local, Scene
 from router.placement.views import NOTHING, UNLEARNT, Avoid, Learnt, Placement, PromptView, WorkerView
+from router.placement.workers import Roster
 
 RETRY_AFTER_S = 1.0
 _LOCAL = {"auto": Local.IF_SOONER, "prefer": Local.IF_NEEDED, "always": Local.NEVER, "never": Local.IF_NEEDED}
@@ -31,6 +32,7 @@ def place(
     policy: Policy = _DEFAULT,
     learnt: Learnt = UNLEARNT,
     seed: int = 0,
+    roster: Roster | None = None,
 ) -> Placement:
     """Choose the pair for one prompt.
 
@@ -39,14 +41,17 @@ def place(
         turn: rises with every call.
         matches: tokens of the prompt that each worker is believed to hold; None: as the views say.
         seed: another one for each router, so that they do not draw the same worker at the same moment.
+        roster: kept by the caller from one call to the next, so that only workers that changed are read again.
 
     Raises:
         NoCapacity: no worker can take it now.
     """
-    views = [view for view in workers if view.worker_id not in avoid.workers] if avoid.workers else list(workers)
+    views = list(workers)
+    if avoid.workers:
+        views, roster = [view for view in views if view.worker_id not in avoid.workers], None
     if matches is None:
         matches = {view.worker_id: view.matched_tokens for view in views if view.matched_tokens}
-    prefills, decodes = _by_role(views)
+    prefills, decodes = (roster or Roster()).meet(views, matches)
     if not decodes:
         raise NoCapacity(
             "no decode worker is ready; start one, or retry when one has joined", retry_after_s=RETRY_AFTER_S
@@ -54,18 +59,10 @@ def place(
     local = _LOCAL[remote_prefill]
     if prompt.force_remote and local is Local.IF_SOONER:
         local = Local.IF_NEEDED
-    scene = Scene(prompt, matches, prefills, decodes, turn, Dice(seed, turn), avoid, learnt, local)
+    rates = Rates.mean_of(prefills, decodes)
+    scene = Scene(prompt, matches, prefills, decodes, turn, Dice(seed, turn), avoid, learnt, local, rates)
     pick = _pick(policy, scene, prefills, decodes, remote_prefill)
     return _placement(scene, pick)
-
-
-def _by_role(views: Iterable[WorkerView]) -> tuple[list[WorkerView], list[WorkerView]]:
-    prefills: list[WorkerView] = []
-    decodes: list[WorkerView] = []
-    of_prefill = Role.PREFILL
-    for view in views:
-        (prefills if view.role is of_prefill else decodes).append(view)
-    return prefills, decodes
 
 
 def _pick(

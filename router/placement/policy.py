@@ -5,6 +5,8 @@
     decode_cost    of decoding on a worker
     pick           the pair, by those costs
 
+    alone_costs    may be left out: both costs together, of many workers at once (see `pick_alone`)
+
 A policy holds no state and asks nobody: all it may use is in the scene, its dice included, so that the same placement
 can be made again. Costs are compared within one policy only; `min_ttft` has estimated milliseconds, the baselines what
 they look at. A policy of your own is one class in one file, named in `RouterConfig.policy` as "module:Class".
@@ -14,11 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
 from typing import Protocol
 
+import numpy as np
+
+from router.placement.bulk import columns
 from router.placement.scene import Scene
 from router.placement.views import REMOTE, WorkerView
+from router.placement.workers import Floats, Workers
 
 MAX_CONSIDERED = 8  # of each role, kept with a placement to explain it
 
@@ -79,26 +84,23 @@ def first_allowed(scene: Scene, prefills: Sequence[WorkerView], decodes: Sequenc
 
 
 def pick_alone(policy: Policy, scene: Scene, decodes: Sequence[WorkerView], reason: str) -> Pick | None:
-    """The decode worker that does both at the least cost, of equals the least busy; None: avoid them all."""
-    able = scene.dice.rotated(decodes)
-    if not scene.allows_all:
-        able = [worker for worker in able if scene.allows(None, worker)]
-    if not able:
-        return None
-    prefill_cost, decode_cost = policy.prefill_cost, policy.decode_cost
-    costs = [prefill_cost(scene, worker) + decode_cost(scene, worker) for worker in able]
-    limit = nsmallest(MAX_CONSIDERED, costs)[-1]  # a thousand need not be sorted
-    best = [at for at, cost in enumerate(costs) if cost <= limit]
-    best.sort(key=lambda at: (costs[at], able[at].num_running))
-    return Pick(None, able[best[0]], reason, decodes=[able[at] for at in best])
+    """The decode worker that does both at the least cost, of equals the least busy; None: avoid them all.
 
-
-def in_order(*keys: Sequence[float]) -> list[int]:
-    """Positions sorted by the first key, equals by the second, and so on; then as they came.
-
-    Sorts numbers alone: a tuple for each of a thousand workers would have the garbage collector run in every placement.
+    Asks `policy.alone_costs(scene, workers: Workers) -> Floats` if there is one, else each worker's two costs.
     """
-    order = list(range(len(keys[0])))
-    for key in reversed(keys):
-        order.sort(key=key.__getitem__)
-    return order
+    able = columns(scene, decodes).rotated(scene.dice)
+    if not scene.allows_all:
+        able = able.where(np.array([scene.allows(None, worker) for worker in able], np.bool_))
+    if not len(able):
+        return None
+    of_all = getattr(policy, "alone_costs", None)
+    costs = of_all(scene, able) if of_all else _alone_costs(policy, scene, able)
+    last = min(MAX_CONSIDERED, costs.size) - 1
+    some = (~(costs > np.partition(costs, last)[last])).nonzero()[0]  # a thousand need not be sorted; NaN comes last
+    order = np.lexsort((able.num_running.take(some), costs.take(some)))
+    best = [able[at] for at in some.take(order[:MAX_CONSIDERED]).tolist()]
+    return Pick(None, best[0], reason, decodes=best)
+
+
+def _alone_costs(policy: Policy, scene: Scene, workers: Workers) -> Floats:
+    return np.array([policy.prefill_cost(scene, worker) + policy.decode_cost(scene, worker) for worker in workers])

@@ -7,10 +7,12 @@ every prompt of a burst. So a worker's rate is drawn towards the mean of its lik
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import add
 
-from router.placement.views import WorkerView, coarse
+from router.placement.views import coarse
+from router.placement.workers import MEASURED, Workers
 
 # While nobody has measured anything. A small model on a CPU; wrong elsewhere, and replaced by the first measurement.
 UNMEASURED_PREFILL_MS_PER_TOKEN = 3.3
@@ -31,20 +33,20 @@ class Rates:
     apart: bool  # there is a prefill worker
 
     @classmethod
-    def mean_of(cls, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> Rates:
+    def mean_of(cls, prefills: Workers, decodes: Workers) -> Rates:
         """Of those that have measured; of prefill workers, if any of them has, for prompts."""
-        some_prefills, some_decodes = _some(prefills), _some(decodes)
-        either = [*some_prefills, *some_decodes]
-        by_prefill = mean([w.prefill_ms_per_token for w in some_prefills], 0.0)
-        by_decode = mean([w.prefill_ms_per_token for w in some_decodes], 0.0)
+        by_prefill_ms, *of_prefills = _some(prefills)
+        by_decode_ms, *of_decodes = _some(decodes)
+        base, sequence, transfer = map(add, of_prefills, of_decodes)
+        by_prefill, by_decode = mean(by_prefill_ms, 0.0), mean(by_decode_ms, 0.0)
         return cls(
             by_prefill or by_decode or UNMEASURED_PREFILL_MS_PER_TOKEN,
             by_prefill,
             by_decode,
-            mean([w.transfer_bytes_per_s or w.best_link.bytes_per_s for w in either], 0.0),
-            mean([w.decode_base_ms for w in either if w.decode_base_ms or w.decode_ms_per_sequence], 0.0, zeros=True),
-            mean([w.decode_ms_per_sequence for w in either], UNMEASURED_DECODE_MS_PER_SEQUENCE),
-            bool(prefills),
+            mean(transfer, 0.0),
+            mean([one for one, more in zip(base, sequence, strict=True) if one or more], 0.0, zeros=True),
+            mean(sequence, UNMEASURED_DECODE_MS_PER_SEQUENCE),
+            len(prefills) > 0,
         )
 
 
@@ -56,9 +58,7 @@ def drawn(own: float, mean: float, near: float) -> float:
             so much nearer to the mean, and not beyond it. That is soft thresholding of the logarithm (Donoho and
             Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 1994).
     """
-    if own * near > mean:
-        return own * near
-    return own / near if own < mean * near else mean
+    return min(max(mean, own * near), own / near)
 
 
 def mean(values: Iterable[float], default: float, *, zeros: bool = False) -> float:
@@ -67,9 +67,11 @@ def mean(values: Iterable[float], default: float, *, zeros: bool = False) -> flo
     return coarse(sum(measured) / len(measured)) if measured else default
 
 
-def _some(workers: Sequence[WorkerView]) -> Sequence[WorkerView]:
-    """At most about `SAMPLE` of them, evenly spread, but all if none of those has measured prompts."""
-    if len(workers) <= SAMPLE:
-        return workers
-    some = workers[:: -(-len(workers) // SAMPLE)]
-    return some if any(w.prefill_ms_per_token for w in some) else workers
+def _some(workers: Workers) -> list[list[float]]:
+    """Measurements of at most about `SAMPLE` of them, evenly spread, but of all if none of those measured prompts."""
+    measured = workers.numbers[MEASURED]
+    if len(workers) > SAMPLE:
+        some = measured[:, :: -(-len(workers) // SAMPLE)]
+        measured = some if some[0].any() else measured
+    rows: list[list[float]] = measured.tolist()
+    return rows

@@ -45,20 +45,13 @@ class Scene:
     avoid: Avoid
     learnt: Learnt
     local: Local
-    _rates: Rates | None = None
+    rates: Rates  # means over the fleet
     _ms_per_token: dict[float, float] = field(default_factory=dict)  # by own rate; of decode workers by its negative
-
-    @property
-    def rates(self) -> Rates:
-        """Means over the fleet, made once."""
-        if self._rates is None:
-            self._rates = Rates.mean_of(self.prefills, self.decodes)
-        return self._rates
 
     def among(self, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> Scene:
         """The same for a few of the workers, without a reference to the others."""
         matches = {worker.worker_id: self.matched(worker) for worker in (*prefills, *decodes)}
-        return replace(self, matches=matches, prefills=prefills, decodes=decodes, _rates=self.rates)
+        return replace(self, matches=matches, prefills=prefills, decodes=decodes)
 
     def matched(self, worker: WorkerView) -> int:
         return self.matches.get(worker.worker_id, 0)
@@ -70,11 +63,6 @@ class Scene:
     def has_room(self, worker: WorkerView) -> bool:
         """For the prompt."""
         return worker.available_blocks >= self.prompt.num_blocks
-
-    def with_room_to_grow(self, workers: Sequence[WorkerView]) -> list[WorkerView]:
-        """Those with room for the prompt and its completion."""
-        needed = self.prompt.num_blocks + self.prompt.growth_blocks
-        return [worker for worker in workers if worker.available_blocks >= needed]
 
     @property
     def allows_all(self) -> bool:
@@ -131,7 +119,7 @@ class Scene:
         are drawn to their mean as well. Behind prefill workers they are left apart: that packs sequences a little, and
         leaves somebody free to compute a prompt when prefill is behind (docs/decisions/041).
         """
-        rates, batch = self._rates or self.rates, decode.num_running + 1
+        rates, batch = self.rates, decode.num_running + 1
         own = decode.decode_base_ms + decode.decode_ms_per_sequence * batch
         if own and rates.apart:
             return own

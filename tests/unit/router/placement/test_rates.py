@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from diptych.messages import Role
 from router.placement import Learnt, PromptView, WorkerView, place
 from router.placement.rates import SAMPLE, Rates, drawn
+from router.placement.workers import Workers
 
 POSITIVE = st.floats(1e-3, 1e3)
 
@@ -50,19 +51,23 @@ def test_a_worker_that_is_really_slow_is_avoided_however_large_the_doubt() -> No
     assert shares(fleet, 0.5)["slow"] == 0
 
 
+def means(prefills: list[WorkerView], decodes: list[WorkerView]) -> Rates:
+    return Rates.mean_of(Workers.of(prefills), Workers.of(decodes))
+
+
 def test_means_of_a_large_fleet_come_from_an_even_sample_of_each_role() -> None:
     prefills = [worker(f"p{i}", 10_000.0, Role.PREFILL) for i in range(5)]
     decodes = [worker(f"d{i}", 5_000.0, decode_base_ms=8.0, decode_ms_per_sequence=0.5) for i in range(20 * SAMPLE)]
-    rates = Rates.mean_of(prefills, decodes)
+    rates = means(prefills, decodes)
     assert rates.apart
     assert rates.prefill_own_ms_per_token == pytest.approx(0.1, rel=0.03)
     assert rates.decode_own_ms_per_token == pytest.approx(0.2, rel=0.03)
     assert rates.decode_base_ms == pytest.approx(8.0, rel=0.03)
     assert rates.prefill_ms_per_token == rates.prefill_own_ms_per_token
-    assert not Rates.mean_of([], decodes).apart
+    assert not means([], decodes).apart
 
 
 def test_the_only_one_that_has_measured_is_found_in_a_large_fleet() -> None:
     fleet = [worker(f"d{i}", 0.0) for i in range(500)]
     fleet[333] = worker("d333", 5_000.0)
-    assert Rates.mean_of([], fleet).prefill_ms_per_token == pytest.approx(0.2, rel=0.03)
+    assert means([], fleet).prefill_ms_per_token == pytest.approx(0.2, rel=0.03)
