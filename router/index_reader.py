@@ -197,7 +197,7 @@ class IndexReader:
             if broken and self._tried.get(worker_id) == position:
                 return False
             applied = self.index.load(worker_id, snapshot, again=broken)
-        except (msgspec.DecodeError, ValueError) as error:
+        except ValueError as error:
             log.error("the snapshot of %s cannot be read: %s", worker_id, error)
             return False
         if broken:
@@ -238,7 +238,7 @@ class IndexReader:
         try:
             batches = [_decode_batch(each) for each in encoded]
             applied = self.index.apply(worker_id, *batches)
-        except (msgspec.DecodeError, ValueError) as error:
+        except ValueError as error:
             log.error("the event log of %s cannot be read: %s", worker_id, error)
             self.batches[Batches.UNREADABLE] += len(encoded)
             self.gaps_total += 1

@@ -163,7 +163,7 @@ class Answer:
     def _event(self, data: bytes, at_s: float) -> None:
         try:
             event = _DECODER.decode(data)
-        except msgspec.DecodeError:
+        except ValueError:  # not JSON, of another shape, or not UTF-8
             self.failure = "not_a_stream"
             return
         if len(bytes(event.error)) > len(b"null"):

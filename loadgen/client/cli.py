@@ -262,7 +262,7 @@ def _headers(lines: Sequence[str], api_key: str) -> dict[str, str]:
 def _object(text: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise ValueError(f"extra_body is no JSON object: {error}") from None
 
 

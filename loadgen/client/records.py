@@ -86,7 +86,7 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 def read_records(path: Path) -> list[Record]:
     """
     Raises:
-        msgspec.DecodeError: a line is no record.
+        ValueError: a line is no record.
         OSError: the file cannot be read.
     """
     decoder = msgspec.json.Decoder(Record)

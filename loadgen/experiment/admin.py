@@ -125,7 +125,7 @@ class AdminDoor:
         answer = await self._request("GET", "/status")
         try:
             return msgspec.json.decode(answer, type=Status)
-        except msgspec.DecodeError as error:
+        except ValueError as error:  # not JSON, of another shape, or not UTF-8
             raise SystemUnavailable(f"{self.url}/status is not what an admin door says: {error}") from None
 
     async def scale(self, shape: Shape, say: Say, clock: Callable[[], float] = time.monotonic) -> Status:
@@ -162,5 +162,5 @@ def _reason(answer: httpx.Response) -> str:
     """The door's own words, if it has any: an error on the wire is (code, message, ...)."""
     try:
         return f"HTTP {answer.status_code}, {msgspec.json.decode(answer.content, type=list[Any])[1]}"
-    except (msgspec.DecodeError, IndexError):
+    except (ValueError, IndexError):
         return f"HTTP {answer.status_code}; is it an admin door?"

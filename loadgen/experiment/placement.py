@@ -49,5 +49,5 @@ async def ask_placement(http: httpx.AsyncClient, url: str) -> Placement:
     """
     try:
         return msgspec.json.decode((await http.get(f"{url}/health")).content, type=_Health).details
-    except (httpx.HTTPError, msgspec.DecodeError) as error:
+    except (httpx.HTTPError, ValueError) as error:
         raise SystemUnavailable(f"{url}/health does not say how requests are placed: {error}") from error

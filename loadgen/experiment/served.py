@@ -95,7 +95,7 @@ async def _model(http: httpx.AsyncClient, base_url: str) -> str:
     try:
         answer = (await http.get(f"{base_url}/v1/models")).raise_for_status()
         return msgspec.json.decode(answer.content, type=Models).data[0].id
-    except (httpx.HTTPError, msgspec.DecodeError, IndexError) as error:
+    except (httpx.HTTPError, ValueError, IndexError) as error:
         raise SystemUnavailable(
             f"{base_url}/v1/models does not say which model is served: {error}{hint(error)}"
         ) from error

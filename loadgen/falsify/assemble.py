@@ -98,7 +98,7 @@ def read_cluster(file: Path | None, model: str, cores_per_worker: int) -> Cluste
         if not isinstance(data.get("cluster"), dict):
             raise ValueError(f"{file.name} has no table [cluster]; the fields are those of ClusterSpec")
         return msgspec.convert({**data["cluster"], **said}, ClusterSpec)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise ValueError(f"{file.name}: {error}") from None
 
 

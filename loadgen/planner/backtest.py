@@ -82,7 +82,7 @@ def read_run(path: Path) -> tuple[RunResult, Cell | None]:
     """
     try:
         run = msgspec.json.decode(path.read_bytes(), type=CellRun)
-    except msgspec.DecodeError:
+    except ValueError:
         return read_result(path), None
     return run.result, run.cell
 

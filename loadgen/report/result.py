@@ -129,7 +129,7 @@ def read_result(path: Path) -> RunResult:
     """
     try:
         result = msgspec.json.decode(path.read_bytes(), type=RunResult)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path.name} is not a run's result: {error}") from None
     if result.schema != SCHEMA:
         raise ValueError(f"{path.name} has schema {result.schema!r}; this reads {SCHEMA}")

@@ -26,6 +26,6 @@ def read_lines(path: Path, line_type: type[Line], convert: Callable[[Line], Made
             if line.strip():
                 try:
                     made.append(convert(decoder.decode(line)))
-                except (msgspec.DecodeError, ValueError) as error:
+                except ValueError as error:
                     raise ValueError(f"{path.name}, line {number}: {error}") from None
     return made

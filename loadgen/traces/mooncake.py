@@ -79,7 +79,7 @@ def read_mooncake(path: Path, block_tokens: int = BLOCK_TOKENS, limit: int | Non
                         block_tokens,
                     )
                 )
-            except (msgspec.DecodeError, ValueError) as error:
+            except ValueError as error:
                 raise ValueError(f"{path.name}, line {number}: {error}") from None
     return sorted(requests, key=lambda each: each.arrival_ms)[:limit]
 

@@ -44,7 +44,7 @@ def read_sharegpt(
     """
     try:
         conversations = msgspec.json.decode(path.read_bytes(), type=list[_Conversation])
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
     requests: list[TraceRequest] = []
     ids = count()

@@ -108,6 +108,7 @@ def test_what_a_router_foresaw() -> None:
         ((text("", "stop"), DONE), ""),  # a token ended it, e.g. a stop token: there is no text
         ((b"data: nonsense\n\n", DONE), "not_a_stream"),
         ((b'data: {"choices": 3}\n\n', DONE), "not_a_stream"),
+        ((b'data: {"choices": [{"text": "\xff"}]}\n\n', DONE), "not_a_stream"),
         ((text("a", "stop"),), ""),  # in order, if without [DONE]
     ],
 )

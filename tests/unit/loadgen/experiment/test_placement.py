@@ -51,7 +51,8 @@ async def test_a_router_also_says_it_while_it_is_not_healthy() -> None:
 
 
 async def test_what_is_no_router_is_explained() -> None:
-    for answer in (httpx.Response(200, text="pong"), httpx.Response(200, json={"details": 3})):
+    no_utf8 = httpx.Response(200, content=b'{"details": {"policy": "\xff"}}')
+    for answer in (httpx.Response(200, text="pong"), httpx.Response(200, json={"details": 3}), no_utf8):
         with pytest.raises(SystemUnavailable, match="router/health does not say how"):
             await asked(answer)
 
