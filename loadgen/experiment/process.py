@@ -24,16 +24,26 @@ READY = "Ctrl-C stops everything"  # said when the cluster has answered its firs
 POLL_S = 0.1
 STOP_TIMEOUT_S = 90.0  # longer than a drain
 TAIL_CHARS = 2_000
+SAME_START_S = 0.1  # start times of one process, as two others read them
 QUESTION = ("--prompt", "Hello", "--max-tokens", "1")  # the command always asks one
 
 
 class Door(msgspec.Struct, frozen=True):
     """What `diptych up` writes down for this user's other commands (docs/operations.md)."""
 
+    name: str  # of the cluster
     admin_url: str
     admin_key: str
     pid: int
+    created_at_s: float  # with the pid: this process and no later one
     admin_cert: str = ""  # file of the door's certificate; empty: it speaks plain HTTP
+
+    @property
+    def alive(self) -> bool:
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.created_at_s) < SAME_START_S
+        except psutil.NoSuchProcess:
+            return False
 
     @property
     def trust(self) -> ssl.SSLContext | None:
@@ -119,14 +129,20 @@ def find_door(folder: Path, name: str = "") -> Door:
     Raises:
         SystemUnavailable: there is none, or more than one.
     """
-    doors = {
-        file.stem: msgspec.json.decode(file.read_bytes(), type=Door) for file in folder.glob(f"{name or '*'}-*.json")
-    }
-    alive = {stem: door for stem, door in sorted(doors.items()) if psutil.pid_exists(door.pid)}
+    doors = filter(None, map(_read, sorted(folder.glob("*.json"))))
+    alive = [door for door in doors if name in ("", door.name) and door.alive]
     if len(alive) != 1:
         looked_for = f"cluster {name!r}" if name else "one cluster of this user"
+        there = ", ".join(f"{door.name} (process {door.pid})" for door in alive) or "none"
         raise SystemUnavailable(
-            f"{looked_for} is looked for in {folder}; there is {', '.join(alive) or 'none'}. Start one with diptych "
+            f"{looked_for} is looked for in {folder}; there is {there}. Start one with diptych "
             "up, or name its admin door with --admin URL and its key in DIPTYCH_ADMIN_KEY"
         )
-    return next(iter(alive.values()))
+    return alive[0]
+
+
+def _read(file: Path) -> Door | None:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Door)
+    except (OSError, ValueError):
+        return None  # being written or removed right now

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import os
 import ssl
 import threading
 import tomllib
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from certificates import Authority, Files
 
@@ -262,19 +262,24 @@ def test_a_description_has_the_shape_in_it_and_survives_toml() -> None:
 
 
 def test_the_only_cluster_that_lives_is_found(tmp_path: Path) -> None:
-    def noted(name: str, pid: int) -> None:
-        door = {"name": name, "admin_url": f"http://{name}", "admin_key": "k", "pid": pid, "created_at_s": 0.0}
+    here = psutil.Process()
+
+    def noted(name: str, pid: int, created_at_s: float = here.create_time()) -> None:
+        door = {"name": name, "admin_url": f"http://{name}", "admin_key": "k", "pid": pid, "created_at_s": created_at_s}
         (tmp_path / f"{name}-{pid}.json").write_text(json.dumps(door))
 
     with pytest.raises(SystemUnavailable, match="there is none"):
         find_door(tmp_path)
-    noted("mine", os.getpid())
+    noted("mine", here.pid)
     noted("gone", 2**22 + 1)
+    noted("long-gone", here.pid, here.create_time() - 3_600)  # whose number another process has by now
+    (tmp_path / "half-1.json").write_text('{"name": "ha')  # is being written
     assert find_door(tmp_path).admin_url == "http://mine"
-    noted("other", os.getpid())
-    with pytest.raises(SystemUnavailable, match=r"mine.*other"):
+    noted("mine-too", here.pid)
+    with pytest.raises(SystemUnavailable, match=r"mine \(.*mine-too"):
         find_door(tmp_path)
-    assert find_door(tmp_path, "other").admin_url == "http://other"
+    assert find_door(tmp_path, "mine").admin_url == "http://mine"
+    assert find_door(tmp_path, "mine-too").admin_url == "http://mine-too"
 
 
 async def test_use_is_read_from_the_status() -> None:
