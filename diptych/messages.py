@@ -145,7 +145,7 @@ class LegStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_computed: int = 0  # tokens
     prompt_cached: int = 0  # tokens found in this worker's prefix cache
     prompt_transferred: int = 0  # tokens whose KV arrived by transfer
-    queue_ms: float = 0.0
+    queue_ms: float = 0.0  # taken by the worker to admitted by the engine, the step that ran meanwhile included
     compute_ms: float = 0.0
     transfer_bytes: int = 0
     transfer_ms: float = 0.0  # first write posted to delivery verified

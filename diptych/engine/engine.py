@@ -25,7 +25,7 @@ from diptych.messages import Update, WorkerStats
 class _Marks:
     """When a request passed its stations, in the clock's seconds."""
 
-    added: float
+    added: float  # or handed over to be added
     admitted: float | None = None  # was given its blocks
     delivered: float | None = None  # RECEIVE: could start to compute
 
@@ -41,10 +41,16 @@ class Engine:
         self.on_ready: Callable[[list[ReadyBlocks]], None] | None = None  # told of blocks before their step has ended
         self._marks: dict[str, _Marks] = {}  # until the request's first update or its end
 
-    def add(self, request: EngineRequest) -> None:
-        """Raises PromptTooLong or BadRequest."""
+    def add(self, request: EngineRequest, since: float | None = None) -> None:
+        """
+        Args:
+            since: when it began to wait, by `now`: it may have waited for a step to end. None: just now.
+
+        Raises:
+            PromptTooLong, BadRequest: it is not taken.
+        """
         self.scheduler.add(request)
-        self._marks[request.request_id] = _Marks(self._clock())
+        self._marks[request.request_id] = _Marks(self._clock() if since is None else since)
 
     def mark_in_flight(self, request_id: str) -> bool:
         return self.scheduler.mark_in_flight(request_id)

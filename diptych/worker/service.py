@@ -173,8 +173,8 @@ class BaseService(ABC):
             PromptTooLong: it can never fit here.
         """
         try:
-            request = self._engine_request(entry, kind, first_block)
-            await self._engine.call(lambda engine: engine.add(request))
+            request, since = self._engine_request(entry, kind, first_block), self._engine.now()
+            await self._engine.call(lambda engine: engine.add(request, since))
         except BaseException:
             if self._requests.close(entry.request_id) is not None:
                 self._release(entry)

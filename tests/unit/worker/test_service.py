@@ -23,6 +23,7 @@ class InlineEngine:
     def __init__(self) -> None:
         self.engine = Engine(FakeRunner(16, 4), Limits(16, 4, 4, 64), clock=self.now)
         self.time = 50.0
+        self.busy_s = 0.0  # until a step ends that a command has to wait for
 
     def now(self) -> float:
         return self.time
@@ -31,6 +32,7 @@ class InlineEngine:
         command(self.engine)
 
     async def call(self, command: Callable[[Engine], Any]) -> Any:
+        self.time += self.busy_s
         return command(self.engine)
 
 
@@ -74,6 +76,16 @@ async def test_a_submission_brings_its_priority_and_its_deadline() -> None:
     request = bench.thread.engine.scheduler._requests.groups["r"].request
     assert (request.kind, request.priority) == (Kind.LOCAL, 4)
     assert request.deadline == pytest.approx(53.0, abs=0.5)
+
+
+async def test_the_step_that_runs_when_a_request_comes_is_part_of_its_wait() -> None:
+    bench = Bench()
+    bench.thread.busy_s = 0.3
+    await bench.start(remaining_ms=3_000)
+    bench.step()
+    stats = bench.sent[0].stats
+    assert stats is not None
+    assert stats.queue_ms == pytest.approx(300)
 
 
 async def test_a_request_that_the_engine_ends_is_told_once_and_closed() -> None:
