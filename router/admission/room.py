@@ -113,7 +113,7 @@ class Room:
 
     @cached_property
     def _unmeasured_ms(self) -> float:
-        return Rates.mean_of(Workers.of(self._prefills), Workers.of(self._decodes)).prefill_ms_per_token
+        return Rates.mean_of(Workers.of(self._prefills, {}), Workers.of(self._decodes, {})).prefill_ms_per_token
 
     @cached_property
     def _mean_ms(self) -> float:

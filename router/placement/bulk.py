@@ -6,6 +6,7 @@ A test compares them with the scene's, worker by worker.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,10 +15,25 @@ from router.placement.scene import Scene
 from router.placement.views import WorkerView
 from router.placement.workers import Floats, Workers
 
+if TYPE_CHECKING:
+    from router.placement.policy import Policy
+
 
 def columns(scene: Scene, workers: Sequence[WorkerView]) -> Workers:
     """These workers' numbers; a policy's filter may have answered with any sequence."""
     return workers if isinstance(workers, Workers) else Workers.of(workers, scene.matches)
+
+
+def alone_costs(policy: Policy, scene: Scene, workers: Workers) -> Floats:
+    """Both costs of each together, by the policy. Where those are the scene's own they are taken at once.
+
+    Raises:
+        TypeError, ValueError: a cost is no number.
+    """
+    if policy.prefill_cost is Scene.first_token_ms and policy.decode_cost is Scene.decode_ms:
+        return first_tokens_ms(scene, workers) + decodes_ms(scene, workers)
+    both = (policy.prefill_cost(scene, worker) + policy.decode_cost(scene, worker) for worker in workers)
+    return np.fromiter(both, np.float64, len(workers))
 
 
 def first_tokens_ms(scene: Scene, workers: Workers) -> Floats:

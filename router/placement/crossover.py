@@ -8,6 +8,7 @@ from math import ceil, inf
 from router.placement.place import place
 from router.placement.policy import Policy
 from router.placement.views import Avoid, Learnt, PromptView, WorkerView
+from router.placement.workers import Roster
 
 
 def crossover_tokens(
@@ -28,9 +29,12 @@ def crossover_tokens(
         NoCapacity: no decode worker is there.
     """
 
+    roster = Roster()
+
     def goes_remote(num_tokens: int) -> bool:
         prompt = PromptView(num_tokens, ceil(num_tokens / block_size), block_bytes)
-        return bool(place(prompt, workers, "auto", 0, avoid, matches={}, policy=policy, learnt=learnt).prefill_id)
+        placed = place(prompt, workers, "auto", 0, avoid, matches={}, policy=policy, learnt=learnt, roster=roster)
+        return bool(placed.prefill_id)
 
     if not goes_remote(max_tokens):
         return inf

@@ -39,9 +39,6 @@ class MinTtft:
     prefill_cost = staticmethod(Scene.first_token_ms)
     decode_cost = staticmethod(Scene.decode_ms)
 
-    def alone_costs(self, scene: Scene, workers: Workers) -> Floats:
-        return first_tokens_ms(scene, workers) + decodes_ms(scene, workers)
-
     def pick(self, scene: Scene, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> Pick | None:
         if not prefills:
             return None

@@ -68,7 +68,8 @@ def place(
 def _pick(
     policy: Policy, scene: Scene, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView], remote_prefill: str
 ) -> Pick:
-    decodes = policy.filter(scene, decodes)
+    if not (decodes := policy.filter(scene, decodes)):
+        raise NoCapacity(f"{type(policy).__name__} considers no decode worker", retry_after_s=RETRY_AFTER_S)
     alone = remote_prefill == "never" or (scene.prompt.alone and scene.local is not Local.NEVER)
     use = policy.filter(scene, prefills) if prefills and not alone else ()
     pick = policy.pick(scene, use, decodes)

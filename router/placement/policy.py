@@ -5,8 +5,6 @@
     decode_cost    of decoding on a worker
     pick           the pair, by those costs
 
-    alone_costs    may be left out: both costs together, of many workers at once (see `pick_alone`)
-
 A policy holds no state and asks nobody: all it may use is in the scene, its dice included, so that the same placement
 can be made again. Costs are compared within one policy only; `min_ttft` has estimated milliseconds, the baselines what
 they look at. A policy of your own is one class in one file, named in `RouterConfig.policy` as "module:Class".
@@ -20,10 +18,9 @@ from typing import Protocol
 
 import numpy as np
 
-from router.placement.bulk import columns
+from router.placement.bulk import alone_costs, columns
 from router.placement.scene import Scene
 from router.placement.views import REMOTE, WorkerView
-from router.placement.workers import Floats, Workers
 
 MAX_CONSIDERED = 8  # of each role, kept with a placement to explain it
 
@@ -84,23 +81,15 @@ def first_allowed(scene: Scene, prefills: Sequence[WorkerView], decodes: Sequenc
 
 
 def pick_alone(policy: Policy, scene: Scene, decodes: Sequence[WorkerView], reason: str) -> Pick | None:
-    """The decode worker that does both at the least cost, of equals the least busy; None: avoid them all.
-
-    Asks `policy.alone_costs(scene, workers: Workers) -> Floats` if there is one, else each worker's two costs.
-    """
+    """The decode worker that does both at the least cost, of equals the least busy; None: avoid them all."""
     able = columns(scene, decodes).rotated(scene.dice)
     if not scene.allows_all:
         able = able.where(np.array([scene.allows(None, worker) for worker in able], np.bool_))
     if not len(able):
         return None
-    of_all = getattr(policy, "alone_costs", None)
-    costs = of_all(scene, able) if of_all else _alone_costs(policy, scene, able)
+    costs = alone_costs(policy, scene, able)
     last = min(MAX_CONSIDERED, costs.size) - 1
     some = (~(costs > np.partition(costs, last)[last])).nonzero()[0]  # a thousand need not be sorted; NaN comes last
     order = np.lexsort((able.num_running.take(some), costs.take(some)))
     best = [able[at] for at in some.take(order[:MAX_CONSIDERED]).tolist()]
     return Pick(None, best[0], reason, decodes=best)
-
-
-def _alone_costs(policy: Policy, scene: Scene, workers: Workers) -> Floats:
-    return np.array([policy.prefill_cost(scene, worker) + policy.decode_cost(scene, worker) for worker in workers])

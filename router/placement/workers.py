@@ -22,7 +22,6 @@ Floats = npt.NDArray[np.float64]  # whole numbers in them are exact up to 2**53
 
 QUEUED, RUNNING, AVAILABLE, PREFILL_MS, BASE_MS, SEQUENCE_MS, BYTES_PER_S, MATCHED = range(8)  # rows of `numbers`
 MEASURED = slice(PREFILL_MS, MATCHED)
-NO_MATCHES: Mapping[str, int] = {}
 
 
 class Workers(Sequence[WorkerView]):
@@ -39,14 +38,13 @@ class Workers(Sequence[WorkerView]):
         self.numbers = numbers
 
     @classmethod
-    def of(cls, views: Sequence[WorkerView], matches: Mapping[str, int] = NO_MATCHES) -> Workers:
+    def of(cls, views: Sequence[WorkerView], matches: Mapping[str, int]) -> Workers:
         """
         Args:
             matches: tokens of the prompt that each worker is believed to hold, by id; who is missing holds none.
         """
-        workers = cls(views, np.zeros((MATCHED + 1, len(views))))
-        for place, view in enumerate(views):
-            workers.numbers[:MATCHED, place] = _numbers(view)
+        workers = cls(views, np.empty((MATCHED + 1, len(views))))
+        workers.numbers[:MATCHED] = np.array([*map(_numbers, views)], np.float64).reshape(-1, MATCHED).T
         workers.take_matches([view.worker_id for view in views], matches)
         return workers
 
@@ -101,7 +99,9 @@ class Workers(Sequence[WorkerView]):
         return self._row(MATCHED)
 
     def _row(self, row: int) -> Floats:
+        """Read only: it may be a roster's."""
         numbers: Floats = self.numbers[row]
+        numbers.flags.writeable = False  # of this view of them alone
         return numbers
 
     def at(self, positions: npt.NDArray[np.int64]) -> Workers:
@@ -130,7 +130,7 @@ class Roster:
         self._places: list[tuple[int, int]] = []  # of each view: among which role, and where
         self._of_role: list[list[WorkerView]] = [[], []]
         self._names: list[list[str]] = [[], []]
-        self._workers = [Workers.of([]), Workers.of([])]
+        self._workers = [Workers.of([], {}), Workers.of([], {})]
 
     def meet(self, views: Sequence[WorkerView], matches: Mapping[str, int]) -> tuple[Workers, Workers]:
         """Prefill and decode workers as they are now. Good until the next call, which may change them.
@@ -165,7 +165,7 @@ class Roster:
             self._places.append((role, len(self._of_role[role])))
             self._of_role[role].append(view)
         self._names = [[view.worker_id for view in of_role] for of_role in self._of_role]
-        self._workers = [Workers.of(of_role) for of_role in self._of_role]
+        self._workers = [Workers.of(of_role, {}) for of_role in self._of_role]
 
 
 def _numbers(view: WorkerView) -> tuple[float, ...]:

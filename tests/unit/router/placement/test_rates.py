@@ -52,7 +52,7 @@ def test_a_worker_that_is_really_slow_is_avoided_however_large_the_doubt() -> No
 
 
 def means(prefills: list[WorkerView], decodes: list[WorkerView]) -> Rates:
-    return Rates.mean_of(Workers.of(prefills), Workers.of(decodes))
+    return Rates.mean_of(Workers.of(prefills, {}), Workers.of(decodes, {}))
 
 
 def test_means_of_a_large_fleet_come_from_an_even_sample_of_each_role() -> None:

@@ -99,6 +99,12 @@ def test_workers_keep_their_numbers_wherever_they_are_put() -> None:
     assert workers.where(workers.available_blocks >= 0) is workers
 
 
+def test_a_policy_cannot_spoil_what_is_remembered() -> None:
+    workers = Workers.of([decode("d", num_running=3)], {})
+    with pytest.raises(ValueError, match="read-only"):
+        workers.num_running[:] += 1
+
+
 class Undecided(LeastLoad):
     """A policy of somebody's own that divides by zero somewhere."""
 
@@ -128,7 +134,7 @@ class _Listing:
     def __init__(self) -> None:
         self._policy = MinTtft()
         self.prefill_cost, self.decode_cost = self._policy.prefill_cost, self._policy.decode_cost
-        self.pick, self.alone_costs = self._policy.pick, self._policy.alone_costs
+        self.pick = self._policy.pick
 
     def filter(self, scene: Scene, workers: Workers) -> list[WorkerView]:
         return list(self._policy.filter(scene, workers))
