@@ -2,6 +2,7 @@
 
     speed          the whole conversation trace, 8 workers, one core
     interference   time per token against measurements of a real engine
+    agreement      round-robin with fixed step times against an independent replay: reuse, TTFT, ITL
     policies       every trace x fleet x policy x seed: TTFT, reuse, goodput, with confidence intervals over the seeds
     wins           min_ttft against each other policy, seed by seed: the difference in mean and p99 TTFT
     scale          (--scale) 1,000 workers, 10 M blocks, 100,000 requests: memory, placement_p99_ms
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import record
+from benchmarks.sim.agreement import measure_agreement
 from benchmarks.sim.report import as_table
 from benchmarks.sim.runs import Case, Runs, run_all, summarise, wins
 from benchmarks.sim.scale import measure_scale
@@ -42,6 +44,7 @@ def main() -> None:
     runs = Runs(args.traces, args.limit, _say)
     comparisons = [compare(each) for each in MEASURED_TPOT_MS]
     numbers |= {"interference": _interference(comparisons), "interference_mape": mape(comparisons)}
+    numbers["agreement"] = measure_agreement(args.traces, runs)
     speed = runs.run(Case("conversation", FLEETS[0], "min_ttft", 0, JITTER_MS["conversation"]))
     name = "replay_12031_s" if speed["num_requests"] == 12_031 else "replay_s"
     numbers |= {"replay_12031_s": None, name: speed["wall_s"], "replay_num_requests": speed["num_requests"]}

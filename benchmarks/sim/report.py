@@ -25,6 +25,10 @@ def as_table(numbers: dict[str, Any]) -> str:
         measured, simulated = each["measured_tpot_ms"], each["simulated_tpot_ms"]
         lines.append(f"{each['concurrency']:7}   {measured:17.1f}   {simulated:9.1f}   {each['error']:+7.1%}")
     lines += [f"mean absolute error: {numbers['interference_mape']:.1%}", ""]
+    lines.append("round-robin with fixed step times, beside an independent replay:")
+    for name, each in numbers["agreement"].items():
+        lines.append(f"{name:<14}{each['ours']:12.6g} {each['independent']:12.6g}   {each['error']:+.2%}")
+    lines.append("")
     lines += _policies(numbers["results"])
     lines += ["", *_wins(numbers["wins"])]
     if "scale" in numbers:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -52,25 +52,33 @@ class Runs:
         self._limit = limit
         self._say = say
 
-    def command(self, case: Case) -> list[str]:
+    def command(self, trace: str, options: Mapping[str, object]) -> list[str]:
         """Without the interpreter: what follows `python`."""
-        options = {"fleet": case.fleet, "policy": case.policy, "seed": case.seed, "jitter-ms": case.jitter_ms}
-        if self._limit is not None:
-            options["limit"] = self._limit
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        return ["-m", "loadgen", "replay", str(self._traces / f"{case.trace}_trace.jsonl"), *flags, "--json"]
+        return ["-m", "loadgen", "replay", str(self._traces / f"{trace}_trace.jsonl"), *flags, "--json"]
+
+    def replay(self, trace: str, options: Mapping[str, object]) -> dict[str, Any]:
+        """
+        Raises:
+            RuntimeError: the run failed; says how.
+        """
+        command = self.command(trace, options)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, env=environment)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()}")
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
 
     def run(self, case: Case) -> dict[str, Any]:
         """
         Raises:
             RuntimeError: the run failed; says how.
         """
-        command = [sys.executable, *self.command(case)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(self.command(case))} failed: {done.stderr.strip()}")
-        answer: dict[str, Any] = json.loads(done.stdout)
+        options = {"fleet": case.fleet, "policy": case.policy, "seed": case.seed, "jitter-ms": case.jitter_ms}
+        if self._limit is not None:
+            options["limit"] = self._limit
+        answer = self.replay(case.trace, options)
         self._say(f"{' '.join(case.group)} seed {case.seed}: {answer['wall_s']:.1f} s")
         return answer
 

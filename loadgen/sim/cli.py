@@ -12,7 +12,6 @@ import msgspec
 from cyclopts import Parameter
 
 from diptych.engine.sim.fits import deployment
-from diptych.engine.sim.timing import FixedTiming
 from diptych.engine.sim.timing_spec import parse_timing
 from loadgen.planner.traffic import Traffic, load_traffic
 from loadgen.sim.cluster import simulate
@@ -31,8 +30,8 @@ def replay(
     *,
     fleet: str = "8",
     policy: str = "min_ttft",
-    fixed_timing: str = "",
-    timing: str = "",
+    fixed_timing: str | None = None,
+    timing: str | None = None,
     model: str = "nvidia/Llama-3.1-70B-Instruct-FP8",
     gpu: str = "h100_sxm",
     tensor_parallel: int = 4,
@@ -66,7 +65,8 @@ def replay(
         power_of_two, prefix_only, round_robin or random.
     fixed_timing
         "prefill_ms=100,decode_ms=25": a step with a prompt in it takes prefill_ms, any other decode_ms, whatever its
-        size; optionally prefill_us_per_token=20 on top. Prompts are then not chunked and messages take no time.
+        size; optionally prefill_us_per_token=20 on top. Prompts are then not chunked and messages take no time; KV that
+        is transferred does.
     timing
         Any other timing model, as simulated workers take them: fit:MODEL/GPU, or measured:FILE that `timing` wrote.
     model, gpu, tensor_parallel
@@ -142,8 +142,8 @@ def _config(
     *,
     fleet: str,
     policy: str,
-    fixed_timing: str,
-    timing: str,
+    fixed_timing: str | None,
+    timing: str | None,
     engine: tuple[str, str, int],
     block_size: int,
     kv_blocks: int,
@@ -151,18 +151,20 @@ def _config(
     max_running: int,
     seed: int,
 ) -> SimConfig:
+    if fixed_timing is not None and timing is not None:
+        raise ValueError("--fixed-timing and --timing are two ways to say the same; give only one")
     config = config_for(
         deployment(*engine),
         Fleet.parse(fleet),
         policy_named(policy, seed),
         block_size=block_size,
-        max_batch_tokens=max_batch_tokens or (WHOLE_PROMPT if fixed_timing else 8_192),
+        max_batch_tokens=max_batch_tokens or (8_192 if fixed_timing is None else WHOLE_PROMPT),
         max_running=max_running,
     )
-    if timing:
+    if timing is not None:
         config = replace(config, timing=parse_timing(timing))
-    if fixed_timing:
-        config = replace(config, timing=parse_fixed_timing(fixed_timing), hop_ms=0.0)
+    if fixed_timing is not None:
+        config = replace(config, timing=parse_timing(f"fixed:{fixed_timing}"), hop_ms=0.0)
     return replace(config, num_blocks=kv_blocks or config.num_blocks)
 
 
@@ -177,23 +179,6 @@ def _traffic(
     if not requests:
         raise ValueError(f"there is no request in {path.name}")
     return Traffic(path.name, f"mooncake:{path}", requests, [""] * len(requests), rate, jitter_ms, speedup)
-
-
-def parse_fixed_timing(text: str) -> FixedTiming:
-    """ "prefill_ms=100,decode_ms=25".
-
-    Raises:
-        ValueError: a name or number is wrong or missing.
-    """
-    values: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, number = part.strip().partition("=")
-        if name not in FixedTiming.__dataclass_fields__:
-            raise ValueError(f"--fixed-timing knows no {name!r}; it is {', '.join(FixedTiming.__dataclass_fields__)}")
-        values[name] = float(number)
-    if missing := {"prefill_ms", "decode_ms"} - values.keys():
-        raise ValueError(f"--fixed-timing lacks {', '.join(sorted(missing))}")
-    return FixedTiming(**values)
 
 
 def _as_json(about: dict[str, Any], summary: Summary) -> str:

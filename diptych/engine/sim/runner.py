@@ -3,8 +3,10 @@
     cell(p)  = BLAKE3_key(first 16 bytes of cell(p-1) ‖ token(p)), as long as a cell is
     token    = vocabulary[BLAKE3_key(XXH3-128 of the cells 0..p, through the block table ‖ seed ‖ choice ‖ position)]
 
-So one wrong, zeroed, swapped or stale byte of KV changes what is said, as it might with a real model, but always. The
-chain does not depend on chunks, batches or block sizes: `reference` says what an isolated request must produce.
+So one wrong, zeroed, swapped or stale byte of KV changes what is said, as it might with a real model, but always: a
+token drawn from other KV is another one but for one chance in as many as the vocabulary has, and a few cannot all be
+the same. The chain does not depend on chunks, batches or block sizes: `reference` says what an isolated request must
+produce.
 
 The cells are real memory, `num_blocks` x `block_bytes` from `pool_address`: transfers move and checksum them like any
 KV. Of the sampling parameters seed, temperature (0: the seed is not used), stop tokens and min_tokens count; `logprobs`

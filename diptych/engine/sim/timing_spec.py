@@ -22,6 +22,7 @@ from diptych.engine.sim.fits import Deployment, deployments
 from diptych.engine.sim.timing import FittedTiming, FixedTiming, TimingModel
 
 SCHEMA = "diptych.timing.v1"
+MOST = 1e9  # of any number: eleven days in a step
 KINDS = ("fixed", "fit", "fitted", "measured")
 
 
@@ -103,12 +104,14 @@ def _numbers(text: str, rest: str, known: Mapping[str, object], needed: set[str]
         name, _, number = part.strip().partition("=")
         if name not in known:
             raise ValueError(f"timing {text!r} knows no {name!r}; it is {', '.join(known)}")
+        if name in values:
+            raise ValueError(f"timing {text!r} has {name} twice")
         try:
             values[name] = float(number)
         except ValueError:
             values[name] = math.nan
-        if not (math.isfinite(values[name]) and values[name] >= 0):
-            raise ValueError(f"timing {text!r}: {name} is {number!r}; it is a number, at least 0")
+        if not 0 <= values[name] <= MOST:  # NaN is neither
+            raise ValueError(f"timing {text!r}: {name} is {number!r}; it is a number from 0 to {MOST:g}")
     if missing := needed - values.keys():
         raise ValueError(f"timing {text!r} lacks {', '.join(sorted(missing))}")
     return values
@@ -133,7 +136,7 @@ def read_timing_file(path: Path) -> TimingFile:
         found = msgspec.json.decode(path.read_bytes(), type=TimingFile)
     except OSError as error:
         raise ValueError(f"timing file {path} cannot be read: {error.strerror}") from None
-    except msgspec.MsgspecError as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no timing file: {error}") from None
     if found.schema != SCHEMA or not found.timing.startswith(("fixed:", "fitted:")):
         raise ValueError(f"{path} is no timing file of schema {SCHEMA}")

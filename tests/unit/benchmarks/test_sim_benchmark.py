@@ -20,6 +20,7 @@ def test_seeds_become_intervals_and_a_table(tmp_path: Path) -> None:
     assert found["ttft_mean_ms"]["low"] < found["ttft_mean_ms"]["high"]  # seeds differ
     comparison = {"concurrency": 4, "measured_tpot_ms": 13.3, "simulated_tpot_ms": 13.0, "error": -0.02}
     numbers = {
+        "agreement": {"reuse": {"ours": 0.1, "independent": 0.1, "error": 0.0}},
         "replay_12031_s": None,
         "replay_s": 1.5,
         "replay_num_requests": 40,
