@@ -7,7 +7,6 @@ what one of them computes, so it is arithmetic that a second one is wanted.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from reference import Reference, random_prompt
 from steady_load import Question, SteadyLoad
 from tiny_model import make_tiny_model
 from up_process import UpProcess, free_port
+from waiting import look_until
 
 from deploy.api import Admin
 from deploy.reconcile import Kind
@@ -66,11 +66,7 @@ decode = {{ min = 1, max = 2 }}
 
 
 async def until(admin: Admin, holds: Callable[[ClusterStatus], bool]) -> ClusterStatus:
-    deadline = time.monotonic() + EFFECT_TIMEOUT_S
-    while not holds(status := await asyncio.to_thread(admin.status)):
-        assert time.monotonic() < deadline, status
-        await asyncio.sleep(0.25)
-    return status
+    return await asyncio.to_thread(look_until, admin.status, holds, EFFECT_TIMEOUT_S)
 
 
 def decodes(count: int) -> Callable[[ClusterStatus], bool]:
@@ -113,10 +109,10 @@ async def test_the_decode_pool_grows_with_the_load_and_shrinks_after_it(tmp_path
             await until(admin, decodes(1))
             assert load.seen.errors == []
             await asyncio.to_thread(admin.down)
+    except BaseException:
+        up.give_up()
+        raise
     finally:
-        if up.process.poll() is None:
-            up.look()
-            up.process.terminate()
         exit_code = await asyncio.to_thread(up.end)
     assert exit_code == 0, up.output.read_text()[-2_000:]
     assert up.orphans() == []
@@ -184,10 +180,10 @@ async def simulated(folder: Path, mode: str) -> AsyncIterator[tuple[UpProcess, A
         with up.admin() as admin:
             yield up, admin, SteadyLoad(f"http://127.0.0.1:{port}", "tiny", simulated_questions(model), 6, seed=0)
             await asyncio.to_thread(admin.down)
+    except BaseException:
+        up.give_up()
+        raise
     finally:
-        if up.process.poll() is None:
-            up.look()
-            up.process.terminate()
         exit_code = await asyncio.to_thread(up.end)
     assert exit_code == 0, up.output.read_text()[-2_000:]
     assert up.orphans() == []

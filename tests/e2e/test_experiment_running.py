@@ -77,7 +77,7 @@ async def test_a_lent_cluster_is_scaled_measured_and_given_back(tmp_path: Path) 
             up.look()
             admin.down()
     except BaseException:
-        up.process.terminate()
+        up.give_up()
         raise
     finally:
         code = up.end()

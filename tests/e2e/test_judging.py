@@ -159,10 +159,10 @@ async def running(folder: Path) -> AsyncIterator[tuple[UpProcess, int]]:
     try:
         await up.wait_ready()
         yield up, port
+    except BaseException:
+        up.give_up()
+        raise
     finally:
-        if up.process.poll() is None:
-            up.look()
-            up.process.terminate()
         await asyncio.to_thread(up.end)
 
 

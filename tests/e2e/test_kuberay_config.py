@@ -11,12 +11,10 @@ import json
 import shutil
 import ssl
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from launch_files import KUBERAY, document, documents_of
 from ray_start import RayStart, ray_start
@@ -65,15 +63,7 @@ def start_nodes(nodes: RayStart) -> None:
         resources = {name: float(amount) for name, amount in group["resources"].items()}
         options = [f"--num-cpus={round(resources.pop('CPU'))}", f"--resources={json.dumps(resources)}"]
         options += [f"--labels={name}={value}" for name, value in group["labels"].items()]
-        wait_until_started(nodes, nodes.worker(*options))
-
-
-def wait_until_started(nodes: RayStart, node: psutil.Popen) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while "Ray runtime started" not in (said := nodes.log(node)):
-        assert node.poll() is None, said
-        assert time.monotonic() < deadline, said
-        time.sleep(0.2)
+        nodes.wait_started(nodes.worker(*options))
 
 
 async def test_it_serves_who_has_a_key_over_tls(

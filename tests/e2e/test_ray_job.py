@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ray_start import ray_start
 from reference import Reference, random_prompt
 from steady_load import Question, SteadyLoad
 from up_process import free_port
+from waiting import look_until
 
 from deploy.api import Admin, find
 from deploy.reconcile import Kind
@@ -94,10 +94,7 @@ class Head:
         return str(self.get(f"{job}/logs").json()["logs"])
 
     def wait_for(self, job: str, status: str) -> None:
-        deadline = time.monotonic() + WAIT_S
-        while self.status(job) != status:
-            assert time.monotonic() < deadline, self.logs(job)
-            time.sleep(0.5)
+        look_until(lambda: (self.status(job), self.logs(job)), lambda seen: seen[0] == status, WAIT_S)
 
 
 @contextmanager
@@ -113,15 +110,12 @@ def ray_head(home: Path, stop_wait_s: float) -> Iterator[Head]:
             "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}", client_port
         )
         head = Head(f"http://127.0.0.1:{port}", started.environment)
-        deadline = time.monotonic() + WAIT_S
-        while not _answers(head):
-            assert node.poll() is None, started.log(node)
-            assert time.monotonic() < deadline, started.log(node)
-            time.sleep(0.2)
+        look_until(lambda: started.log(node), lambda log: _answers(head, node, log), WAIT_S)
         yield head
 
 
-def _answers(head: Head) -> bool:
+def _answers(head: Head, node: psutil.Popen, log: str) -> bool:
+    assert node.poll() is None, log
     try:
         return head.get("").status_code == 200
     except httpx.HTTPError:
@@ -168,11 +162,11 @@ async def test_up_runs_as_a_ray_job_and_is_operated_and_ended_like_any_other(
 
 
 def wait_until_it_serves(head: Head, job: str, port: int) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while "Ctrl-C stops everything" not in (said := head.logs(job)):
-        assert time.monotonic() < deadline, said
+    def serves(said: str) -> bool:
         assert head.status(job) != "FAILED", said
-        time.sleep(0.5)
+        return "Ctrl-C stops everything" in said
+
+    look_until(lambda: head.logs(job), serves, WAIT_S)
     assert httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
 
 

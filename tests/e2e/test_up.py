@@ -10,13 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from waiting import look_until
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 120.0
@@ -58,18 +58,20 @@ class Up:
         return done.stdout
 
     def wait(self) -> int:
-        deadline = time.monotonic() + WAIT_S
-        while self.process.poll() is None and time.monotonic() < deadline:
+        def code() -> int | None:
             self.look()
-            time.sleep(0.1)
-        return int(self.process.wait(1.0))
+            return self.process.poll()
+
+        look_until(code, lambda code: code is not None, WAIT_S)
+        return int(self.process.wait())
 
     def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + WAIT_S
-        while text not in self.text:
-            assert self.process.poll() is None, self.text
-            assert time.monotonic() < deadline, self.text
-            time.sleep(0.1)
+        def said() -> str:
+            ended = self.process.poll() is not None  # looked at first: then what it said last is there
+            assert text in self.text or not ended, self.text
+            return self.text
+
+        look_until(said, lambda said: text in said, WAIT_S)
         self.look()
 
     def look(self) -> None:
@@ -115,10 +117,7 @@ def test_asks_answers_replaces_what_dies_and_leaves_nothing(up: Up) -> None:
 
     psutil.Process(int(re.findall(r"decode-\S+ runs \(pid (\d+)\)", text)[0])).kill()
     up.wait_for("it crashed or was killed")
-    deadline = time.monotonic() + WAIT_S
-    while len(re.findall(r"decode-\S+ runs", up.text)) < 2:
-        assert time.monotonic() < deadline, up.text
-        time.sleep(0.1)
+    look_until(lambda: up.text, lambda text: len(re.findall(r"decode-\S+ runs", text)) == 2, WAIT_S)
     health = httpx.get(f"http://127.0.0.1:{up.port}/health", trust_env=False).json()
     assert health["details"]["prefill_workers"] == 1
 

@@ -29,7 +29,7 @@ async def test_eight_simulated_workers(tmp_path: Path) -> None:
             assert admin.status().model == "tiny-simulated"
             admin.down()
     except BaseException:
-        up.process.terminate()
+        up.give_up()
         raise
     finally:
         code = up.end()

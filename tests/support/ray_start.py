@@ -14,7 +14,9 @@ from pathlib import Path
 
 import psutil
 from up_process import ROOT, free_port
+from waiting import look_until
 
+START_S = 180.0
 END_S = 15.0
 SMALL_STORE = 78 << 20  # bytes; Ray accepts no smaller one
 
@@ -50,6 +52,13 @@ class RayStart:
 
     def log(self, node: psutil.Popen) -> str:
         return (self._home / f"ray-{self._nodes.index(node)}.log").read_text(errors="replace")
+
+    def wait_started(self, node: psutil.Popen) -> None:
+        def started(said: str) -> bool:
+            assert node.poll() is None, said
+            return "Ray runtime started" in said
+
+        look_until(lambda: self.log(node), started, START_S)
 
     def end(self) -> None:
         family = [process for node in self._nodes for process in [node, *_descendants(node)]]

@@ -61,6 +61,12 @@ class UpProcess:
                     self._folders |= set(re.findall(r"/tmp/diptych-[^/ ]+", " ".join(process.cmdline())))
                     self._family[process.pid] = process
 
+    def give_up(self) -> None:
+        """A test has failed: tell it to stop. Not where it stops already, or that is what its exit code says."""
+        self.look()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.process.terminate()
+
     def end(self) -> int:
         """Wait for its end, kill it if that takes too long; the exit code."""
         try:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+Seen = TypeVar("Seen")
 
 POLL_S = 0.01
+PROCESS_POLL_S = 0.1  # of what takes seconds, and costs something to look at
 TIMEOUT_S = 30.0
 
 
@@ -26,3 +31,16 @@ async def until(
     except TimeoutError:
         said = what if isinstance(what, str) else what()
         raise AssertionError(f"not within {timeout_s:g} s: {said}") from None
+
+
+def look_until(look: Callable[[], Seen], holds: Callable[[Seen], bool], timeout_s: float) -> Seen:
+    """What was seen when it held, where there is no loop. Either may assert that it can still come true.
+
+    Raises:
+        AssertionError: it does not within `timeout_s`; the message has what was seen last.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not holds(seen := look()):
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {seen}"
+        time.sleep(PROCESS_POLL_S)
+    return seen
