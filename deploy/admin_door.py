@@ -157,7 +157,7 @@ async def _read(request: Request, kind: type[Body]) -> Body:
             raise PayloadTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
     try:
         return msgspec.json.decode(bytes(body) or b"{}", type=kind)
-    except msgspec.MsgspecError as error:
+    except ValueError as error:  # not JSON, of another shape, or not UTF-8
         raise BadRequest(f"the body is not what this route takes: {error}") from None
 
 

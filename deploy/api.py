@@ -187,7 +187,7 @@ class Admin:
             return answer.content
         try:
             refusal = from_wire(msgspec.json.decode(answer.content, type=WireError))
-        except msgspec.MsgspecError:
+        except ValueError:
             raise AdminError(f"{self._http.base_url}: HTTP {answer.status_code}; is it an admin door?") from None
         if isinstance(refusal, BadRequest):
             raise refusal

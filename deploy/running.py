@@ -59,7 +59,7 @@ class RunningFiles:
         for path in sorted(self._folder.glob("*.json")):
             try:
                 running = msgspec.json.decode(path.read_bytes(), type=Running)
-            except (OSError, msgspec.MsgspecError):
+            except (OSError, ValueError):
                 continue  # being written or removed right now
             if running.alive:
                 found.append(running)

@@ -204,6 +204,14 @@ def test_a_body_that_is_none_is_refused(url: str, cluster: FakeCluster, path: st
     assert not cluster.orders
 
 
+@pytest.mark.parametrize("body", [b"nonsense", b'{"counts": 3}', b'{"prefill": "\xff"}'])
+def test_a_body_that_cannot_be_read_is_a_bad_request(url: str, body: bytes) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    answer = httpx.post(f"{url}/scale", headers=headers, content=body, trust_env=False)
+    assert answer.status_code == 400
+    assert "is not what this route takes" in answer.text
+
+
 def test_a_controller_that_is_gone_is_said(url: str, cluster: FakeCluster) -> None:
     cluster.gone = True
     answer = httpx.get(f"{url}/status", headers={"Authorization": f"Bearer {KEY}"}, trust_env=False)
@@ -223,6 +231,7 @@ def test_commands_find_the_only_cluster_of_their_user(tmp_path: Path) -> None:
     path = files.write(running)
     assert path.stat().st_mode & 0o077 == 0  # the key is nobody else's business
     dead = files.write(msgspec.structs.replace(running, name="dead", created_at_s=1.0))
+    (path.parent / "broken-1.json").write_bytes(b'{"name": "\xff"}')
     assert files.alive() == [running]
     assert not dead.exists()
     find(environment=environment)

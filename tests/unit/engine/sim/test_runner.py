@@ -31,6 +31,10 @@ def complete(
 ) -> list[int]:
     """One request through the real scheduler."""
     scheduler = Scheduler(Limits(budget, 4, BLOCK_SIZE, 200, **limits), runner.num_blocks)
+    return run(scheduler, runner, prompt, sampling)
+
+
+def run(scheduler: Scheduler, runner: SimRunner, prompt: list[int], sampling: SamplingParams) -> list[int]:
     scheduler.add(EngineRequest("r", Kind.LOCAL, tuple(prompt), sampling, b"k" * 32))
     output: list[int] = []
     while (plan := scheduler.plan()) is not None:
@@ -73,6 +77,17 @@ def test_every_byte_of_the_kv_read_counts(byte: int) -> None:
     block, offset = divmod(byte, runner.block_bytes)
     runner.pool[[5, 2, 9][block], offset] ^= 1
     assert runner.execute(Plan([step]))[0][0].token_id != before
+
+
+@pytest.mark.parametrize("wrong", range(3))
+def test_a_block_that_went_bad_in_the_cache_is_heard_by_whoever_finds_it_there(wrong: int) -> None:
+    runner, sampling, prompt = make_runner(), SamplingParams(max_tokens=8, seed=3), list(range(13))
+    scheduler = Scheduler(Limits(100, 4, BLOCK_SIZE, 200), runner.num_blocks)
+    right = run(scheduler, runner, prompt, sampling)
+    assert run(scheduler, runner, prompt, sampling) == right
+    cached = [block for block in range(runner.num_blocks) if runner.pool[block].any()]
+    runner.pool[cached[wrong]] ^= 1
+    assert run(scheduler, runner, prompt, sampling) != right
 
 
 def test_bytes_behind_the_end_do_not_count() -> None:
