@@ -32,8 +32,8 @@ class BulkScheduler(Scheduler):
 
     def gauges(self) -> Gauges:
         queues, pool = self._queues, self.pool
-        waiting = len(queues.parked) + len(queues.waiting) + len(queues.asking)
-        running = len(queues.running)
+        waiting = len(queues.waiting) + len(queues.asking)
+        running = len(queues.running) + len(queues.parked)  # as `WorkerStats` counts them
         return Gauges(queues.num_prefill_tokens, running + waiting, running, pool.num_available)
 
     def running(self) -> list[Sequence]:
