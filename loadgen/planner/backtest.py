@@ -19,6 +19,8 @@ from loadgen.client.plan import Plan, make_plan, window_ms
 from loadgen.experiment.cells import Cell
 from loadgen.experiment.results import CellRun
 from loadgen.planner.engines import Engine
+from loadgen.planner.same_traffic import differences
+from loadgen.planner.traffic import Traffic
 from loadgen.report.result import RunResult, read_result
 from loadgen.sim.cluster import simulate
 from loadgen.sim.config import Fleet, SimConfig, remote_prefill_of
@@ -53,6 +55,7 @@ class Backtest(msgspec.Struct, frozen=True, kw_only=True):
     valid: bool  # as the run itself says
     known_real: bool  # its server said that a model computes; False: it could not be asked
     same_traffic: bool  # as the plan's
+    differs: list[str]  # in what, if not, in words
     timing_from_it: bool  # the simulator's timing was taken from this very run: a fit, and no test
     compared: list[Compared]
 
@@ -87,13 +90,13 @@ def read_run(path: Path) -> tuple[RunResult, Cell | None]:
     return run.result, run.cell
 
 
-def backtest(path: Path, fleet: Fleet | None, engine: Engine, policy: str, spec: str) -> Backtest:
+def backtest(path: Path, fleet: Fleet | None, engine: Engine, policy: str, traffic: Traffic) -> Backtest:
     """
     Args:
         path: of `loadgen run URL`, which knows nothing of the cluster, or of an experiment, which says its fleet,
             policy, remote prefill and chunk size itself.
         fleet: None: as the file says.
-        spec: the plan's workload, to say whether the run's was the same.
+        traffic: the plan's, to say whether the run's was the same.
 
     Raises:
         ValueError: the file is no measured run, its plan cannot be made again, it was a closed loop, or simulated.
@@ -115,13 +118,15 @@ def backtest(path: Path, fleet: Fleet | None, engine: Engine, policy: str, spec:
     plan = make_plan(result.config)
     if plan.horizon_ms is None:
         raise ValueError(f"{path.name} was a closed loop; only runs with fixed times can be predicted")
+    differs = differences(result.config, traffic)
     return Backtest(
         run=path.name,
         fleet=str(fleet),
         num_requests=result.summary.measured,
         valid=result.valid,
         known_real=result.simulated is False,
-        same_traffic=_file(result.config.workload) == _file(spec),
+        same_traffic=not differs,
+        differs=differs,
         timing_from_it=f"{seed}/{result.config.salt}" in engine.measured_on,
         compared=_compare(result, predict(plan, engine.config(fleet, placing, remote_prefill)), plan),
     )
@@ -157,12 +162,7 @@ def _compare(result: RunResult, records: Sequence[Record], plan: Plan) -> list[C
         labels = ("mean", "p50", "p90", "p99")
         found += [Compared(f"{name}_{label}_ms", *each) for label, *each in zip(labels, figures, known, strict=True)]
     measured_goodput = result.summary.goodput
-    window_s = max(window[1] - window[0], 1e-3) / 1e3
+    window_s = max(result.summary.window_s, 1e-3)
     found.append(Compared("attainment", good / max(1, len(counted)), measured_goodput.attainment))
     found.append(Compared("goodput_rps", good / window_s, measured_goodput.requests_per_s))
     return found
-
-
-def _file(spec: str) -> str:
-    """What is the same wherever the file lies."""
-    return Path(spec.partition(":")[2] or spec).name

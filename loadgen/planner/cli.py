@@ -13,13 +13,15 @@ from cyclopts import Parameter
 from loadgen.planner.backtest import Backtest, backtest, results_in
 from loadgen.planner.cells import Evaluator, Outcome
 from loadgen.planner.engines import Engine
+from loadgen.planner.fewest import smallest
 from loadgen.planner.options import DEFAULT_ENGINE, EngineOptions, parse_slo
 from loadgen.planner.report import Plan, as_data, as_text, limits_as_data
-from loadgen.planner.search import search, smallest
-from loadgen.planner.traffic import load_traffic
+from loadgen.planner.search import search
+from loadgen.planner.traffic import Traffic, load_traffic
+from loadgen.planner.usage import WRONG_USAGE, WrongUsage
 from loadgen.sim.config import Fleet
 
-FAILED, MISSED = 1, 4  # exit statuses; 2 is the command line's own
+FAILED, MISSED = 1, 4  # exit statuses
 
 
 def plan(
@@ -84,7 +86,7 @@ def plan(
     try:
         wanted, sizes = parse_slo(slo), (workers, max_workers)
         if sum(size > 0 for size in sizes) != 1 or min(sizes) < 0:
-            raise ValueError("give --workers or --max-workers, above 0")
+            raise WrongUsage("give --workers or --max-workers, above 0")
         traffic = load_traffic(
             trace,
             num_requests=requests or None,
@@ -96,7 +98,7 @@ def plan(
         )
         made = engine.engine(traffic)
         by_size: dict[int, float] = {}
-        tests = _backtests(backtest, backtest_fleet, made, policy, traffic.spec)
+        tests = _backtests(backtest, backtest_fleet, made, policy, traffic)
         began = time.perf_counter()
         measure = Evaluator(traffic, made, wanted.limits, policy, _say)
         if workers:
@@ -105,7 +107,7 @@ def plan(
             found, by_size = smallest(max_workers, measure, seeds, flat, wanted.attainment)
     except (ValueError, OSError) as error:
         print(f"plan: {error}", file=sys.stderr)
-        return FAILED
+        return WRONG_USAGE if isinstance(error, WrongUsage) else FAILED
     about = Plan(
         trace=traffic.name,
         num_requests=len(traffic.requests),
@@ -126,14 +128,14 @@ def plan(
 
 
 def _backtests(
-    paths: tuple[Path, ...], fleets: tuple[str, ...], engine: Engine, policy: str, spec: str
+    paths: tuple[Path, ...], fleets: tuple[str, ...], engine: Engine, policy: str, traffic: Traffic
 ) -> list[Backtest]:
     files = [file for path in paths for file in results_in(path)]
     if len(fleets) not in (0, 1, len(files)):
-        raise ValueError(f"say with --backtest-fleet what the clusters of {len(files)} runs were: one, or one for each")
+        raise WrongUsage(f"say with --backtest-fleet what the clusters of {len(files)} runs were: one, or one for each")
     given: list[Fleet | None] = [Fleet.parse(text) for text in fleets] or [None]
     each = given * len(files) if len(given) == 1 else given
-    return [backtest(file, fleet, engine, policy, spec) for file, fleet in zip(files, each, strict=True)]
+    return [backtest(file, fleet, engine, policy, traffic) for file, fleet in zip(files, each, strict=True)]
 
 
 def _say(fleet: Fleet, seed: int, outcome: Outcome) -> None:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from loadgen.planner.engines import DEFAULT_TIMING, Engine, engine_of, largest_block, one_way_ms
 from loadgen.planner.traffic import Traffic
+from loadgen.planner.usage import WrongUsage
 from loadgen.sim.metrics import Limits
 
 
@@ -27,21 +28,29 @@ def parse_slo(text: str) -> Slo:
     """ "ttft_ms=1000,tpot_ms=50", optionally ",attainment=0.95".
 
     Raises:
-        ValueError: a name or number is wrong or missing.
+        WrongUsage: a name or number is wrong or missing.
     """
     values: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         name, _, number = part.strip().partition("=")
         if name not in Slo.__dataclass_fields__:
-            raise ValueError(f"--slo knows no {name!r}; it is ttft_ms=…,tpot_ms=… and optionally attainment=0.9")
-        values[name] = float(number)
-        if not 0 < values[name] < math.inf:
-            raise ValueError(f"--slo: {name} must be above 0")
+            raise WrongUsage(f"--slo knows no {name!r}; it is ttft_ms=…,tpot_ms=… and optionally attainment=0.9")
+        values[name] = _above_0(name, number)
     if missing := {"ttft_ms", "tpot_ms"} - values.keys():
-        raise ValueError(f"--slo lacks {', '.join(sorted(missing))}")
+        raise WrongUsage(f"--slo lacks {', '.join(sorted(missing))}")
     if values.get("attainment", 1.0) > 1:
-        raise ValueError("--slo: attainment is a share, at most 1")
+        raise WrongUsage("--slo: attainment is a share, at most 1")
     return Slo(**values)
+
+
+def _above_0(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise WrongUsage(f"--slo: {name} is {text!r}, which is no number") from None
+    if not 0 < number < math.inf:
+        raise WrongUsage(f"--slo: {name} must be above 0")
+    return number
 
 
 @Parameter(name="*")
@@ -88,8 +97,16 @@ class EngineOptions:
     def engine(self, traffic: Traffic) -> Engine:
         """
         Raises:
-            ValueError: the timing is not known, or the blocks do not fit the trace's.
+            WrongUsage: the timing is not known, the KV's size is neither known nor given, or the blocks do not fit the
+                trace's.
+            OSError: a measured timing cannot be read.
         """
+        try:
+            return self._engine(traffic)
+        except ValueError as error:
+            raise WrongUsage(str(error)) from None
+
+    def _engine(self, traffic: Traffic) -> Engine:
         return engine_of(
             self.timing,
             largest_block([each.block_tokens for each in traffic.requests], self.block_size),

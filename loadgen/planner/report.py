@@ -9,8 +9,8 @@ import msgspec
 
 from loadgen.planner.backtest import Backtest, Compared
 from loadgen.planner.cells import Outcome
+from loadgen.planner.flatness import flat_range, flatness, name_of
 from loadgen.planner.search import Found, Search, flat_region
-from loadgen.sim.config import Fleet
 from loadgen.sim.intervals import Interval
 from loadgen.sim.metrics import Limits
 
@@ -42,6 +42,9 @@ def as_data(plan: Plan, search: Search) -> dict[str, Any]:
         "backtest_mean_error": [each.mean_error for each in plan.backtests],
         "num_workers": search.num_workers,
         "exact": search.exact,
+        "num_ratios": search.num_workers - 1,
+        "num_simulated": search.num_simulated,
+        "flat_range": flat_range(search.plateau),
         "best": _cell(overall),
         "best_ratio": _cell(search.found[0]) if search.found else None,
         "colocated": _cell(search.colocated),
@@ -90,7 +93,7 @@ def _table(search: Search) -> list[str]:
         mean, half = each.mean, (each.attainment.high - each.attainment.low) / 2
         good = f"{mean.attainment:.1%} ± {half:.1%}" if len(each.outcomes) > 1 else f"{mean.attainment:.1%}"
         lines.append(
-            f"{_name(each.fleet):<10}{good:>18}{mean.goodput_rps:>11.3g}{mean.ttft_mean_ms:>11.0f}"
+            f"{name_of(each.fleet):<10}{good:>18}{mean.goodput_rps:>11.3g}{mean.ttft_mean_ms:>11.0f}"
             f"{mean.ttft_p90_ms:>9.0f}{mean.ttft_p99_ms:>9.0f}{mean.tpot_mean_ms:>7.1f}{len(each.outcomes):>7}"
         )
     return lines
@@ -99,31 +102,19 @@ def _table(search: Search) -> list[str]:
 def _best(plan: Plan, search: Search) -> list[str]:
     overall, target = search.overall, plan.limits["attainment"]
     fresh = " on seeds that did not choose it" if search.found else ""
-    lines = [f"Best of {search.num_workers} workers: {_name(overall.fleet)}, {search.attained:.1%} good{fresh}."]
+    lines = [f"Best of {search.num_workers} workers: {name_of(overall.fleet)}, {search.attained:.1%} good{fresh}."]
     if search.attained < target:
         lines.append(f"That misses the target of {target:.0%}: more workers, or wider limits.")
     if plan.by_size:
         tried = ", ".join(f"{size}: {attained:.1%}" for size, attained in plan.by_size.items())
         lines.append(f"By number of workers, the best of each: {tried}.")
-    if search.found:
-        flat = [_name(each.fleet) for each in flat_region(search.found, plan.flat)]
-        same = [_name(each.fleet) for each in search.found if each.may_be_best]
-        lines.append(
-            f"Within {plan.flat:.1%} of the best ratio: {', '.join(flat)}; "
-            f"not told from it by the seeds: {', '.join(same)}."
-        )
-        lines.append(
-            "Every ratio was simulated."
-            if search.exact
-            else "Not every ratio was simulated: a grid, then between its best points, supposing a single peak."
-        )
-    return lines
+    return lines + (flatness(search, plan.flat) if search.found else [])
 
 
 def _against_colocated(search: Search) -> list[str]:
     if search.gain is None or search.fresh_best is None or search.fresh_colocated is None:
         return ["One worker has nothing to split."]
-    name, gain = _name(search.found[0].fleet), search.gain
+    name, gain = name_of(search.found[0].fleet), search.gain
     said = {
         "pays": f"Disaggregation pays: {name} serves more within the limits than {search.num_workers} colocated",
         "does not pay": f"Disaggregation does not pay: colocated serves more within the limits than {name}",
@@ -156,8 +147,8 @@ def _backtests(backtests: list[Backtest]) -> list[str]:
             lines.append("  Whether a model computed in that run is not known: its server did not say.")
         if each.timing_from_it:
             lines.append("  The timing was taken from that very run: this says how well it fits, and is no test.")
-        if not each.same_traffic:
-            lines.append("  That run was of other traffic than this plan.")
+        if each.differs:
+            lines.append(f"  That run was of other traffic than this plan: {'; '.join(each.differs)}.")
         lines += [
             f"  {one.name:<14} predicted {one.predicted:>9.3g}   measured {one.measured:>9.3g}   {_error(one)}"
             for one in each.compared
@@ -187,10 +178,6 @@ def _cell(found: Found) -> dict[str, Any]:
         "minus_best": msgspec.to_builtins(found.minus_best),
         **msgspec.to_builtins(found.mean),
     }
-
-
-def _name(fleet: Fleet) -> str:
-    return str(fleet) if fleet.num_prefill else f"{fleet} coloc."
 
 
 def _points(of: Interval) -> str:

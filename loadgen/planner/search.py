@@ -7,15 +7,17 @@ Up to `EXACT_UP_TO` workers every ratio is measured. Beyond, one seed goes over 
 points of it in halved steps: that finds the best if attainment rises to one peak and falls behind it, and the answer
 says that it was assumed. Then seeds are added in rounds, and a fleet leaves when its paired interval lies wholly below
 the best one's by more than `flat` (racing: Maron and Moore, "Hoeffding races", 1994, with Student's t for the bound).
-What is said about best against colocated is measured again on seeds that had no part in the choice.
+Last, where not every ratio was measured, the ends of what is as good as the best are sought (`plateau`). What is said
+about best against colocated is measured again on seeds that had no part in the choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loadgen.planner.cells import Measure, Outcome, colocated, mean_of, ratios
+from loadgen.planner.plateau import best_of, ends, widened
 from loadgen.sim.config import Fleet
 from loadgen.sim.intervals import Interval, interval
 
@@ -45,12 +47,32 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Plateau:
+    """From where to where ratios are as good as the best, by their prefill workers, supposing a single peak.
+
+    Attributes:
+        below, above: the next ones, measured and worse; None: there is none further out.
+    """
+
+    first: Found
+    last: Found
+    below: Found | None
+    above: Found | None
+
+    def has(self, fleet: Fleet) -> bool:
+        return self.first.fleet.num_prefill <= fleet.num_prefill <= self.last.fleet.num_prefill
+
+
+@dataclass(frozen=True, slots=True)
 class Search:
     """
     Attributes:
-        found: best first; each of them a ratio, colocated not among them.
+        found: best first; each of them a ratio, colocated not among them. Those that only one seed was spent on are not
+            there if there were more.
         exact: every ratio was measured.
         gain: attainment of the best over colocated, on fresh seeds; None with fewer than two workers.
+        num_simulated: ratios, with one seed or more.
+        plateau: None if every ratio was measured.
     """
 
     num_workers: int
@@ -60,6 +82,8 @@ class Search:
     gain: Interval | None
     fresh_best: Outcome | None
     fresh_colocated: Outcome | None
+    num_simulated: int = 0
+    plateau: Plateau | None = None
 
     @property
     def overall(self) -> Found:
@@ -84,11 +108,14 @@ def search(num_workers: int, measure: Measure, num_seeds: int, flat: float) -> S
     """
     if num_workers < 1 or num_seeds < 1:
         raise ValueError("a plan needs at least one worker and one seed")
-    cells, exact = candidates(num_workers, measure)
+    counted = _Counted(measure)
+    cells, exact = candidates(num_workers, counted)
     alive, outcomes = cells, dict[Fleet, list[Outcome]]()
     for seeds in dict.fromkeys((min(FIRST_ROUND, num_seeds), num_seeds)):
-        outcomes |= {cell: [measure(cell, seed) for seed in range(seeds)] for cell in alive}
+        outcomes |= {cell: [counted(cell, seed) for seed in range(seeds)] for cell in alive}
         alive = _survivors({cell: outcomes[cell] for cell in alive}, flat)
+    if not exact:
+        outcomes = widened(outcomes, num_workers, lambda cell, best: _raced(cell, best, counted, num_seeds, flat), flat)
     together = colocated(num_workers)
     alone = _found(together, [measure(together, seed) for seed in range(num_seeds)], None)
     if not cells:
@@ -96,34 +123,9 @@ def search(num_workers: int, measure: Measure, num_seeds: int, flat: float) -> S
     found = _ranked(outcomes)
     fresh = range(num_seeds, 2 * num_seeds)
     best, both = ([measure(cell, seed) for seed in fresh] for cell in (found[0].fleet, together))
-    gain = difference(best, both)
-    return Search(num_workers, found, alone, exact, gain, mean_of(best), mean_of(both))
-
-
-def smallest(
-    max_workers: int, measure: Measure, num_seeds: int, flat: float, attainment: float
-) -> tuple[Search, dict[int, float]]:
-    """The fewest workers of which some fleet attains so much, by bisection (more workers do not attain less), and what
-    the best of each size that was tried attained: on the first seed, or where all were tried on fresh ones. If even
-    `max_workers` do not: those.
-    """
-    tried: dict[int, float] = {}
-
-    def best_of(size: int) -> float:
-        cells, _ = candidates(size, measure)
-        return max(measure(cell, 0).attainment for cell in (*cells, colocated(size)))
-
-    low, high = 0, max_workers  # `low` do not suffice
-    while high - low > 1:
-        middle = (low + high) // 2
-        tried[middle] = best_of(middle)
-        low, high = (low, middle) if tried[middle] >= attainment else (middle, high)
-    for size in range(high, max_workers + 1):  # one seed may have flattered it
-        made = search(size, measure, num_seeds, flat)
-        tried[size] = made.attained
-        if tried[size] >= attainment:
-            break
-    return made, dict(sorted(tried.items()))
+    made = Search(num_workers, found, alone, exact, difference(best, both), mean_of(best), mean_of(both))
+    plateau = None if exact else _plateau(found, outcomes, num_workers, flat)
+    return replace(made, num_simulated=len(counted.fleets), plateau=plateau)
 
 
 def candidates(num_workers: int, measure: Measure) -> tuple[list[Fleet], bool]:
@@ -154,13 +156,37 @@ def _survivors(outcomes: dict[Fleet, list[Outcome]], flat: float) -> list[Fleet]
     return [cell for cell, each in outcomes.items() if each is best or difference(each, best).high >= -flat]
 
 
+class _Counted:
+    """Measures, and remembers which ratios."""
+
+    def __init__(self, measure: Measure) -> None:
+        self.fleets: set[Fleet] = set()
+        self._measure = measure
+
+    def __call__(self, fleet: Fleet, seed: int) -> Outcome:
+        self.fleets.add(fleet)
+        return self._measure(fleet, seed)
+
+
+def _raced(fleet: Fleet, best: Sequence[Outcome], measure: Measure, num_seeds: int, flat: float) -> list[Outcome]:
+    """All seeds of a fleet, or those of the first round if they are enough to say that it is worse than the best."""
+    first = [measure(fleet, seed) for seed in range(min(FIRST_ROUND, num_seeds))]
+    if len(first) > 1 and difference(first, best[: len(first)]).high < -flat:
+        return first
+    return first + [measure(fleet, seed) for seed in range(len(first), num_seeds)]
+
+
+def _plateau(found: Sequence[Found], outcomes: dict[Fleet, list[Outcome]], num_workers: int, flat: float) -> Plateau:
+    by_prefill = {each.fleet.num_prefill: each for each in found}
+    (first, below), (last, above) = (ends(outcomes, found[0].fleet, end, flat) for end in (0, num_workers))
+    return Plateau(by_prefill[first], by_prefill[last], by_prefill.get(below), by_prefill.get(above))
+
+
 def _ranked(outcomes: dict[Fleet, list[Outcome]]) -> list[Found]:
-    """Best first. Only a fleet with all seeds can be the best: the others were dropped because they are not."""
-    most = max(len(each) for each in outcomes.values())
-    order = sorted(outcomes, key=lambda cell: (len(outcomes[cell]) == most, mean_of(outcomes[cell]).rank), reverse=True)
-    best = outcomes[order[0]]
-    made = [_found(cell, outcomes[cell], None if cell is order[0] else best) for cell in order]
-    return made[:1] + sorted(made[1:], key=lambda each: each.mean.rank, reverse=True)
+    """Best first."""
+    best = best_of(outcomes)
+    others = [_found(cell, each, outcomes[best]) for cell, each in outcomes.items() if cell != best]
+    return [_found(best, outcomes[best], None), *sorted(others, key=lambda each: each.mean.rank, reverse=True)]
 
 
 def _found(cell: Fleet, outcomes: list[Outcome], best: Sequence[Outcome] | None) -> Found:

@@ -7,17 +7,20 @@ another day's traffic.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loadgen.arrivals import OpenLoop as Rate
 from loadgen.arrivals import Piece, open_loop_times_ms
+from loadgen.planner.usage import check_times
 from loadgen.sim.event_loop import NS_PER_MS
 from loadgen.sim.requests import from_trace
 from loadgen.sim.workload import OpenLoop, replay
 from loadgen.traces.mooncake import TraceRequest, quantum_ms
 from loadgen.traces.recognise import recognise
+from loadgen.traces.request_log import write_request_log
 from loadgen.workloads.generators import GENERATORS
 from loadgen.workloads.spec import READERS, make_workload
 from loadgen.workloads.workload import Workload, clipped
@@ -33,6 +36,7 @@ class Traffic:
         spec: as `loadgen.workloads.spec` reads it.
         rate: requests/s; 0: at the recorded times.
         jitter_ms: of recorded times, before the speed-up.
+        limits: tokens in and out, to which the requests are cut; None: any.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Traffic:
     rate: float = 0.0
     jitter_ms: float = 0.0
     speedup: float = 1.0
+    limits: tuple[int | None, int | None] = (None, None)
 
     @property
     def duration_s(self) -> float:
@@ -74,6 +79,14 @@ def read_workload(trace: str, num_requests: int | None = None) -> tuple[str, Wor
     if not workload.requests:
         raise ValueError(f"there is no request in {trace}")
     return spec, workload
+
+
+def digest_of(requests: Sequence[TraceRequest], labels: Sequence[str]) -> str:
+    """SHA-256 over every request as our log writes it: the same for a file and a copy in another format."""
+    digest = hashlib.sha256()
+    for line in write_request_log(requests, labels):
+        digest.update(line)
+    return digest.hexdigest()
 
 
 def is_generator(trace: str) -> bool:
@@ -113,16 +126,17 @@ def load_traffic(
         max_input, max_output: tokens; what is longer is cut.
 
     Raises:
-        ValueError: the trace is not of its format, has no times and there is no rate, or a number is out of range.
+        WrongUsage: a rate or a speed-up makes no sense.
+        ValueError: the trace is not of its format, or has no times and there is no rate.
         OSError: the file cannot be read.
     """
+    check_times(rate, speedup)
     spec, workload = read_workload(trace, num_requests)
     if not workload.timed and not rate:
         raise ValueError(f"{trace} has no times of its own; give a rate")
-    if rate < 0 or speedup <= 0 or (rate and speedup != 1.0):
-        raise ValueError("give a rate or a speed-up of recorded times, not both, and above 0")
-    workload = clipped(workload, max_input, max_output)
-    found = Traffic(Path(trace).name, spec, workload.requests, workload.labels, rate, 0.0, speedup)
+    limits = max_input, max_output
+    workload = clipped(workload, *limits)
+    found = Traffic(Path(trace).name, spec, workload.requests, workload.labels, rate, 0.0, speedup, limits)
     if rate:
         return found
     return replace(found, jitter_ms=default_jitter_ms(workload.requests) if jitter_ms is None else jitter_ms)

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from loadgen.planner.cells import Outcome
-from loadgen.planner.search import EXACT_UP_TO, candidates, flat_region, search, smallest
+from loadgen.planner.fewest import smallest
+from loadgen.planner.search import EXACT_UP_TO, candidates, flat_region, search
 from loadgen.sim.config import Fleet
 
 
@@ -113,6 +114,54 @@ def test_flatness_is_what_lies_within_the_given_share() -> None:
     assert {each.fleet.num_prefill for each in flat_region(found.found, 0.011)} == {4, 5, 6}
 
 
+class Plateau:
+    """As good from `first` to `last` prefill workers, and 3 points worse for each one further; own noise on top."""
+
+    def __init__(self, first: int, last: int, noise: float = 0.0) -> None:
+        self.first, self.last, self.noise = first, last, noise
+        self.asked: set[tuple[Fleet, int]] = set()
+
+    def __call__(self, fleet: Fleet, seed: int) -> Outcome:
+        self.asked.add((fleet, seed))
+        away = max(self.first - fleet.num_prefill, fleet.num_prefill - self.last, 0)
+        good = 0.95 - 0.03 * away if fleet.num_prefill else 0.5
+        return outcome(good + random.Random(f"{seed} {fleet}").gauss(0, self.noise))
+
+
+@pytest.mark.parametrize(("first", "last"), [(9, 54), (1, 63), (30, 31), (1, 20), (40, 63)])
+def test_the_ends_of_a_flat_region_are_found_to_the_split(first: int, last: int) -> None:
+    plateau = Plateau(first, last)
+    found = search(64, plateau, 5, flat=0.01)
+    assert found.plateau is not None
+    ends = (found.plateau.first.fleet.num_prefill, found.plateau.last.fleet.num_prefill)
+    assert ends == (first, last)
+    beside = [each and each.fleet.num_prefill for each in (found.plateau.below, found.plateau.above)]
+    assert beside == [first - 1 or None, last + 1 if last < 63 else None]
+    with_all = {fleet for fleet, seed in plateau.asked if fleet.num_prefill and seed == 2}
+    assert {each.fleet for each in found.found} == with_all
+    assert found.num_simulated == len({fleet for fleet, _ in plateau.asked if fleet.num_prefill}) < 45
+
+
+def test_with_noise_the_ends_are_where_a_simulated_neighbour_falls_out() -> None:
+    found = search(64, Plateau(9, 54, noise=0.004), 5, flat=0.01)
+    plateau = found.plateau
+    assert plateau is not None
+    assert plateau.below is not None
+    assert plateau.above is not None
+    assert plateau.first.fleet.num_prefill - plateau.below.fleet.num_prefill == 1
+    assert plateau.above.fleet.num_prefill - plateau.last.fleet.num_prefill == 1
+    assert not plateau.below.is_as_good(0.01)
+    assert not plateau.above.is_as_good(0.01)
+    assert all(each.minus_best is None or len(each.outcomes) in (3, 5) for each in found.found)
+    assert max(found.found, key=lambda each: (len(each.outcomes), each.mean.rank)) is found.found[0]
+
+
+def test_what_was_searched_exactly_needs_no_ends() -> None:
+    found = search(8, Hill(0.5), 3, flat=0.01)
+    assert found.plateau is None
+    assert found.num_simulated == 7
+
+
 @pytest.mark.parametrize(("alone", "sign"), [(0.5, 1), (1.2, -1)])
 def test_colocated_is_compared_on_seeds_that_chose_nothing(alone: float, sign: int) -> None:
     hill = Hill(0.5, noise=0.01, alone=alone)
@@ -145,6 +194,19 @@ def test_the_smallest_fleet_that_suffices(need: int) -> None:
         next(n for n in range(1, 13) if min(1, n / need) * best(n) >= (0.9 if need < 12 else 0.94))
     )
     assert tried[made.num_workers] >= 0.9
+
+
+def test_one_seed_does_not_decide_how_few_suffice() -> None:
+    """The first seed has three and four workers just below the target, and all others have them above."""
+
+    def measure(fleet: Fleet, seed: int) -> Outcome:
+        total = fleet.num_prefill + fleet.num_decode
+        return outcome(0.5 if total < 3 else 0.97 if total > 4 else 0.895 if seed == 0 else 0.95)
+
+    made, tried = smallest(9, measure, 5, 0.01, 0.9)
+    assert made.num_workers == 3
+    assert tried[3] == pytest.approx(0.95)
+    assert tried[2] == pytest.approx(0.5)  # looked at with all seeds, and not enough
 
 
 def best(size: int) -> float:
