@@ -4,9 +4,10 @@ How an answer may fail, in `Record.failure`:
 
     http_NNN       refused or failed with this status; 429 and 503 are refusals
     error_event    an error in mid-stream
+    finish_NAME    a finish reason that no whole answer has, such as `abort` (vLLM, with HTTP 200 and [DONE]) or `error`
     cut            the connection ended in mid-answer
     truncated      the stream ended in order, but without a finish reason and without [DONE]
-    empty          a whole answer without a token
+    empty          a whole answer without a token: none to see, and none that the server counted
     not_a_stream   HTTP 200 that is no event stream, or an event that is not JSON of this shape
     timeout        not done within the run's limit
     connect        no connection
@@ -15,87 +16,16 @@ How an answer may fail, in `Record.failure`:
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
-import msgspec
-
-from loadgen.client.records import Cost, Record
+from loadgen.client.event import DECODER, Report, Usage
+from loadgen.client.records import Record
 from loadgen.client.sse import EventSplitter
 
 DONE = b"[DONE]"
-
-
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    tool_calls: msgspec.Raw = msgspec.Raw()
-
-
-class _Choice(msgspec.Struct):
-    text: str | None = None
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-    @property
-    def has_token(self) -> bool:
-        if self.delta is None:
-            return bool(self.text)
-        delta = self.delta
-        has_call = len(bytes(delta.tool_calls)) > len(b"null")
-        return bool(delta.content or delta.reasoning_content or delta.reasoning) or has_call
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-
-
-class _PromptTokens(msgspec.Struct):
-    computed: int = 0
-
-
-class _Report(msgspec.Struct):
-    predicted_cached_tokens: int | None = None
-    prefill_worker: str | None = None
-    decode_worker: str = ""
-    prompt_tokens: dict[str, _PromptTokens] = {}  # by worker
-    queue_ms: float = 0.0
-    prefill_ms: float = 0.0
-    transfer_bytes: int = 0
-    transfer_ms: float = 0.0
-    exposed_ms: float = 0.0
-
-    @property
-    def cost(self) -> Cost | None:
-        if not self.decode_worker:
-            return None
-        computed = self.prompt_tokens.get(self.prefill_worker or self.decode_worker, _PromptTokens()).computed
-        return Cost(
-            prefill_worker=self.prefill_worker or "",
-            decode_worker=self.decode_worker,
-            computed_tokens=computed,
-            queue_ms=self.queue_ms,
-            prefill_ms=self.prefill_ms,
-            transfer_bytes=self.transfer_bytes,
-            transfer_ms=self.transfer_ms,
-            exposed_ms=self.exposed_ms,
-        )
-
-
-class _Event(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: msgspec.Raw = msgspec.Raw()
-    diptych: _Report | None = None  # Diptych's answer to `return_report`; other servers have none
-
-
-_DECODER = msgspec.json.Decoder(_Event)
+WHOLE = frozenset(("stop", "length", "tool_calls", "function_call", "content_filter"))  # OpenAI's finish reasons
+MAX_NAME = 24  # characters of a finish reason that is not among them
 
 
 class Answer:
@@ -108,8 +38,8 @@ class Answer:
         self._splitter = EventSplitter()
         self._times: list[float] = []  # of events with tokens
         self._counts: list[int] = []  # running totals at those, where the server says
-        self._usage = _Usage()
-        self._report = _Report()
+        self._usage = Usage()
+        self._report = Report()
         self._finish_reason = ""
         self._finish_time: float | None = None
         self._done = False
@@ -130,14 +60,21 @@ class Answer:
                 self._done = True
             else:
                 self._event(event, at_s)
+                if self.failure:
+                    return
+        if self._splitter.saw_error:
+            self.failure = "error_event"
 
     def end(self) -> None:
         """The response ended in order."""
         if self.failure:
             return
-        if not self._done and (self._splitter.has_rest or not self._finish_reason):
+        done = self._done or self._splitter.rest == DONE
+        if self._splitter.saw_error:
+            self.failure = "error_event"
+        elif not done and (self._splitter.has_rest or not self._finish_reason):
             self.failure = "truncated"
-        elif not self._times and (not self._finish_reason or self._usage.completion_tokens == 0):
+        elif not self._times and not self._usage.completion_tokens:
             self.failure = "empty"
 
     def fill(self, record: Record, due_s: float, now_s: float) -> None:
@@ -155,6 +92,7 @@ class Answer:
             record.event_tokens = [counts[0], *(after - before for before, after in pairwise(counts))]
         usage = self._usage
         record.prompt_tokens = usage.prompt_tokens
+        record.tokens_counted = usage.completion_tokens is not None
         record.output_tokens = len(times) if usage.completion_tokens is None else usage.completion_tokens
         record.cached_tokens = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None
         record.predicted_cached_tokens = self._report.predicted_cached_tokens
@@ -162,11 +100,11 @@ class Answer:
 
     def _event(self, data: bytes, at_s: float) -> None:
         try:
-            event = _DECODER.decode(data)
+            event = DECODER.decode(data)
         except ValueError:  # not JSON, of another shape, or not UTF-8
             self.failure = "not_a_stream"
             return
-        if len(bytes(event.error)) > len(b"null"):
+        if event.is_error:
             self.failure = "error_event"
             return
         if event.usage is not None:
@@ -174,16 +112,22 @@ class Answer:
         if event.diptych is not None:
             self._report = event.diptych
         has_token = False
-        for choice in event.choices:
+        for choice in event.choices or ():
             has_token = has_token or choice.has_token
             if choice.finish_reason:
-                self._finish_reason, self._finish_time = choice.finish_reason, at_s
+                self._finish(choice.finish_reason, at_s)
         count = None if event.usage is None else event.usage.completion_tokens
         # After the first one that shows, a token without text of its own (half a character) is known by the count.
         if has_token or (count is not None and self._counts and count > self._counts[-1]):
             self._times.append(at_s)
             if count is not None:
                 self._counts.append(count)
+
+    def _finish(self, reason: str, at_s: float) -> None:
+        if reason not in WHOLE:  # a server's own words go no further than this
+            reason = re.sub("[^a-z_]", "", reason.lower())[:MAX_NAME] or "other"
+            self.failure = f"finish_{reason}"
+        self._finish_reason, self._finish_time = reason, at_s
 
 
 def _ms(seconds: float) -> float:

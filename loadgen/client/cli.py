@@ -16,6 +16,7 @@ from cyclopts import Parameter
 from loadgen.arrivals import Arrivals, ClosedLoop, OpenLoop, TraceTimes, parse_rate
 from loadgen.client.config import Endpoint, Progress, PromptForm, RunConfig
 from loadgen.client.run import ShardFailed, run_once
+from loadgen.client.told import Told, cancel_when_told
 from loadgen.report.export import csv_text, json_bytes
 from loadgen.report.figures import group
 from loadgen.report.page import report_page
@@ -67,8 +68,9 @@ def run(
     """Measure an OpenAI-compatible server over HTTP.
 
     Writes NAME-SEED.run.json (figures) and NAME-SEED.requests.jsonl (one line for each request) of every repeat, and
-    summary.json, summary.csv and report.html of all of them, into the folder OUT. The exit status is 3 if the
-    generator fell behind.
+    summary.json, summary.csv and report.html of all of them, into the folder OUT. The exit status is 3 if a run's
+    figures say nothing about the server, e.g. because the generator fell behind; 130 or 143 if it was stopped, by
+    Ctrl-C or SIGTERM: what was measured until then is kept.
 
     Parameters
     ----------
@@ -145,6 +147,7 @@ def run(
     out
         Folder for the results.
     """
+    told = Told()
     try:
         length = duration or None
         config = RunConfig(
@@ -176,12 +179,15 @@ def run(
         )
         out.mkdir(parents=True, exist_ok=True)
         configs = [msgspec.structs.replace(config, seed=seed + number) for number in range(repeats)]
-        results = asyncio.run(_run_all(configs, _headers(header, api_key), ca, out))
+        results = asyncio.run(_run_all(configs, _headers(header, api_key), ca, out, told))
     except (ValueError, OSError, ShardFailed) as error:
         return _fail(error)
-    except KeyboardInterrupt:
-        return _fail("stopped")
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        _fail("stopped; nothing was kept")
+        return told.exit_status
     _write_report(results, out / "report.html", "")
+    if len(results) < repeats or STOPPED in results[-1].invalid_because:
+        return told.exit_status
     return 0 if all(result.valid for result in results) else INVALID
 
 
@@ -207,17 +213,26 @@ def report(results: Sequence[Path], *, out: Path = Path("report.html"), title: s
     return 0
 
 
-async def _run_all(configs: Sequence[RunConfig], headers: dict[str, str], ca: str, out: Path) -> list[RunResult]:
-    results = []
+async def _run_all(
+    configs: Sequence[RunConfig], headers: dict[str, str], ca: str, out: Path, told: Told
+) -> list[RunResult]:
+    """Fewer than `configs` where it was stopped."""
+    cancel_when_told(told)
+    results: list[RunResult] = []
     for config in configs:
         stem = f"{config.name or 'run'}-{config.seed}".replace("/", "_")
-        result = await run_once(
-            config,
-            headers=headers,
-            ca_file=ca,
-            records_path=out / f"{stem}{RECORDS_SUFFIX}",
-            on_progress=_show_progress,
-        )
+        try:
+            result = await run_once(
+                config,
+                headers=headers,
+                ca_file=ca,
+                records_path=out / f"{stem}{RECORDS_SUFFIX}",
+                on_progress=_show_progress,
+            )
+        except asyncio.CancelledError:
+            if not results:
+                raise
+            break
         (out / f"{stem}{RESULT_SUFFIX}").write_bytes(msgspec.json.encode(result))
         results.append(result)
         if STOPPED in result.invalid_because:

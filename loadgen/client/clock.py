@@ -16,7 +16,12 @@ async def sleep_until(at_s: float) -> None:
 
 
 class LoopLag:
-    """How late the event loop comes to a timer, sampled all through a run."""
+    """How late the event loop comes to a timer, sampled all through a run.
+
+    While it stands still no timer is looked at, so one long stall would be one sample among many. The timers that
+    were to come meanwhile count as well, each with what was left of the stall (as HdrHistogram's
+    `recordValueWithExpectedInterval` corrects for coordinated omission).
+    """
 
     INTERVAL_S = 0.02
 
@@ -28,4 +33,10 @@ class LoopLag:
         while True:
             due_s = now_s() + self.INTERVAL_S
             await asyncio.sleep(self.INTERVAL_S)
-            self.samples_ms.append(round(max(0.0, now_s() - due_s) * 1e3, 3))
+            self.add(max(0.0, now_s() - due_s))
+
+    def add(self, lag_s: float) -> None:
+        """A timer came so late, and with it those that were due in the meantime."""
+        self.samples_ms.append(round(lag_s * 1e3, 3))
+        while (lag_s := lag_s - self.INTERVAL_S) > 0:
+            self.samples_ms.append(round(lag_s * 1e3, 3))

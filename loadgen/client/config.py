@@ -8,10 +8,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from loadgen.arrivals import Arrivals
+from loadgen.arrivals import Arrivals, ClosedLoop
 
 Endpoint = Literal["completions", "chat"]
 PromptForm = Literal["ids", "text"]
+LENGTH_FIELDS = ("max_tokens", "max_completion_tokens")  # of a request
+ENDS_EARLIER = ("stop", "stop_token_ids")
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,6 +51,11 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
+        if isinstance(self.arrivals, ClosedLoop) and self.processes > self.arrivals.concurrency:
+            raise ValueError(
+                f"{self.processes} processes for {self.arrivals.concurrency} requests at a time: some would have none "
+                "to send; give it no more processes than concurrency"
+            )
         if self.processes < 1 or self.timeout_s <= 0 or self.warmup_s < 0 or self.tail_s < 0:
             raise ValueError("processes and timeout_s must be above 0, warmup_s and tail_s not below")
         if min(self.ttft_limit_ms, self.tpot_limit_ms, self.lag_limit_ms) <= 0:
@@ -60,6 +67,20 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def path(self) -> str:
         route = "/v1/chat/completions" if self.endpoint == "chat" else "/v1/completions"
         return urlsplit(self.base_url).path.rstrip("/").removesuffix("/v1") + route
+
+    @property
+    def exact_length(self) -> bool:
+        """An answer has to be as long as its request allows."""
+        extra = self.extra_body
+        ignored = self.ignore_eos and bool(extra.get("ignore_eos", True))
+        return ignored and not any(extra.get(name) for name in ENDS_EARLIER)
+
+    def max_tokens(self, planned_output: int) -> int:
+        """That a request allows its answer; 0 where it says nothing about it."""
+        limits = {"max_tokens": planned_output} | {
+            name: self.extra_body[name] for name in LENGTH_FIELDS if name in self.extra_body
+        }
+        return min((limit for limit in limits.values() if isinstance(limit, int)), default=0)
 
 
 class ShardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,6 +15,7 @@ from loadgen.traces.mooncake import TraceRequest
 from loadgen.workloads.spec import make_workload
 from loadgen.workloads.workload import Workload, clipped
 
+NOTHING_SENT = "no request is sent in this time; make the run longer or the rate higher"
 CLOSED_LOOP_REQUESTS_PER_S = 20  # planned for each client where only a duration is given; the run ends when they end
 
 
@@ -29,10 +30,15 @@ class Planned:
 @dataclass(frozen=True, slots=True)
 class Plan:
     requests: Sequence[Planned]
-    horizon_ms: float | None  # the last time at which something is sent; none where only the number is known
+    horizon_ms: float | None  # until when an open loop sends; none of a closed one, which ends when its answers do
+    ran_out: bool = False  # an open loop's workload has fewer requests than were asked for
+    clients: int = 0  # of a closed loop
 
     def shard(self, number: int, of: int) -> Sequence[Planned]:
-        return self.requests[number::of]
+        """The share of one process. In a closed loop it goes by clients: all have as many requests."""
+        if not self.clients:
+            return self.requests[number::of]
+        return [each for each in self.requests if each.index % self.clients % of == number]
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -44,16 +50,22 @@ def make_plan(config: RunConfig) -> Plan:
     match config.arrivals:
         case OpenLoop():
             times = open_loop_times_ms(config.arrivals, config.seed, config.num_requests)
+            if not len(times):
+                raise ValueError(NOTHING_SENT)
             workload = _workload(config, len(times))
-            times = times[: len(workload.requests)]
+            wanted, times = len(times), times[: len(workload.requests)]
+            ran_out = len(times) < wanted
             order: Sequence[int] = range(len(times))
         case TraceTimes():
             workload = _workload(config, config.num_requests)
             if not workload.timed:
                 raise ValueError(f"workload {config.workload!r} has no times of its own; give a rate")
-            recorded = [each.arrival_ms for each in workload.requests]
+            # A trace that was cut out of a longer one begins when the run does.
+            first_ms = min((each.arrival_ms for each in workload.requests), default=0.0)
+            recorded = [each.arrival_ms - first_ms for each in workload.requests]
             times, found = trace_times_ms(recorded, config.arrivals, config.seed)
             order = found.tolist()
+            ran_out = config.duration_s is not None if config.num_requests is None else len(times) < config.num_requests
         case ClosedLoop():
             return _closed_plan(config, config.arrivals)
     end_ms = None if config.duration_s is None else config.duration_s * 1e3
@@ -63,9 +75,11 @@ def make_plan(config: RunConfig) -> Plan:
         if end_ms is None or due < end_ms
     ]
     if not planned:
-        raise ValueError("no request is sent in this time; make the run longer or the rate higher")
-    ended_early = len(planned) < len(times) or (config.num_requests is None and isinstance(config.arrivals, OpenLoop))
-    return Plan(planned, end_ms if end_ms is not None and ended_early else planned[-1].due_ms)
+        raise ValueError(NOTHING_SENT)
+    ran_out = ran_out and len(planned) == len(times)  # or else the duration ends it
+    by_duration = len(planned) < len(times) or (config.num_requests is None and isinstance(config.arrivals, OpenLoop))
+    is_until = end_ms is not None and by_duration and not ran_out
+    return Plan(planned, end_ms if is_until else planned[-1].due_ms, ran_out)
 
 
 def phase_of(intended_ms: float, window_ms: tuple[float, float]) -> Phase:
@@ -95,7 +109,7 @@ def _closed_plan(config: RunConfig, arrivals: ClosedLoop) -> Plan:
     planned = [
         Planned(index, 0.0, *each) for index, each in enumerate(zip(workload.requests, workload.labels, strict=True))
     ]
-    return Plan(planned, None)
+    return Plan(planned, None, clients=arrivals.concurrency)
 
 
 def _workload(config: RunConfig, num_requests: int | None) -> Workload:

@@ -42,6 +42,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     planned_output: int
     prompt_tokens: int | None = None  # as the server counts them
     output_tokens: int = 0  # the server's count; else events with tokens
+    tokens_counted: bool = True  # by the server
     cached_tokens: int | None = None
     predicted_cached_tokens: int | None = None  # where the server reports what its router expected
     cost: Cost | None = None  # where the server reports it
@@ -60,10 +61,16 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     @property
     def tpot_ms(self) -> float | None:
-        """(e2e - TTFT) / (n - 1); none for an answer of one token, or none."""
-        if self.ttft_ms is None or self.e2e_ms is None or self.output_tokens < 2:
+        """(e2e - TTFT) / (n - 1); none for an answer of one token, or none, and where it is not known."""
+        if self.ttft_ms is None or self.e2e_ms is None or self.output_tokens < 2 or self.is_lump:
             return None
         return (self.e2e_ms - self.ttft_ms) / (self.output_tokens - 1)
+
+    @property
+    def is_lump(self) -> bool:
+        """It came as one event with several tokens, as far as can be told: nothing says how far they were apart."""
+        several = self.output_tokens > 1 or (not self.tokens_counted and self.planned_output > 1)
+        return self.ttft_ms is not None and not self.itl_ms and several
 
     def token_times_ms(self) -> Iterator[tuple[float, int]]:
         """(time from the run's start, tokens) of each event with tokens."""

@@ -76,6 +76,7 @@ class _Shard:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self.progress = Progress(planned=0)
+        self.report: ShardReport | None = None
 
     @classmethod
     async def open(cls, config: ShardConfig) -> _Shard:
@@ -97,6 +98,8 @@ class _Shard:
         message: Message = msgspec.json.decode(line, type=Message)
         if isinstance(message, Progress):
             self.progress = message
+        else:
+            self.report = message
         return message
 
     def start(self, at: Start) -> None:
@@ -143,8 +146,9 @@ async def _run_shards(configs: list[ShardConfig], on_progress: Callable[[Progres
 
 async def _reports(shards: list[_Shard], on_progress: Callable[[Progress], None]) -> list[ShardReport]:
     async def until_report(shard: _Shard) -> ShardReport:
-        while not isinstance(message := await shard.read(), ShardReport):
-            on_progress(sum((each.progress for each in shards), Progress(planned=0)))
-        return message
+        while shard.report is None:  # after an interruption it may be there already
+            if isinstance(await shard.read(), Progress):
+                on_progress(sum((each.progress for each in shards), Progress(planned=0)))
+        return shard.report
 
     return list(await asyncio.gather(*(until_report(shard) for shard in shards)))

@@ -2,11 +2,13 @@
 
 It plans its share, prints a first `Progress`, waits for `Start` on standard input, runs, prints `Progress` every second
 and at last a `ShardReport`; its records go to a file. SIGTERM ends the run early: what runs is recorded as aborted.
+When its standard input ends, who started it is gone, however that came: it stops sending and leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import resource
 import signal
@@ -28,6 +30,7 @@ from loadgen.client.records import write_records
 from loadgen.client.sender import Sender, clients_of_shard
 
 PROGRESS_S = 1.0
+ORPHANED = 1  # exit status
 
 
 def main() -> int:
@@ -35,11 +38,10 @@ def main() -> int:
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=ShardConfig)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if soft != resource.RLIM_INFINITY else soft, hard))
-    uvloop.run(_run(config))
-    return 0
+    return uvloop.run(_run(config))
 
 
-async def _run(config: ShardConfig) -> None:
+async def _run(config: ShardConfig) -> int:
     run = config.run
     planned = make_plan(run).shard(config.shard, run.processes)
     bodies = Bodies(planned, BodyBuilder(run))
@@ -49,21 +51,36 @@ async def _run(config: ShardConfig) -> None:
     gc.collect()
     gc.freeze()
     _say(Progress(planned=len(planned)))
-    start = await asyncio.to_thread(_read_start)
+    told = await _told()
+    if not (line := await told.readline()):
+        return ORPHANED
+    start = msgspec.json.decode(line, type=Start)
     sender = Sender(pool, bodies, run.timeout_s, start.at_s)
-    report = await _measured(sender, pool, run, config.shard, start.at_s, len(planned))
+    report = await _measured(sender, pool, run, config.shard, start.at_s, len(planned), told)
+    if told.at_eof():
+        return ORPHANED
     write_records(Path(config.records), sender.records)
+    _say(sender.progress(len(planned)))
     _say(report)
+    return 0
+
+
+async def _told() -> asyncio.StreamReader:
+    """Standard input, behind its first line."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    return reader
 
 
 async def _measured(
-    sender: Sender, pool: Pool, run: RunConfig, shard: int, start_s: float, planned: int
+    sender: Sender, pool: Pool, run: RunConfig, shard: int, start_s: float, planned: int, told: asyncio.StreamReader
 ) -> ShardReport:
     lag = LoopLag()
     work = asyncio.ensure_future(_send(sender, run, shard, start_s))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
-    helpers = [asyncio.ensure_future(lag.watch()), asyncio.ensure_future(_tell(sender, planned))]
+    helpers = [asyncio.ensure_future(_tell(sender, planned)), asyncio.ensure_future(_cancel_at_end(told, work))]
     await sleep_until(start_s)
+    helpers.append(asyncio.ensure_future(lag.watch()))
     began, cpu = now_s(), time.process_time()
     await asyncio.wait([work])
     share = (time.process_time() - cpu) / max(1e-9, now_s() - began)
@@ -87,13 +104,16 @@ async def _send(sender: Sender, run: RunConfig, shard: int, start_s: float) -> N
 
 
 async def _tell(sender: Sender, planned: int) -> None:
-    while True:
-        await asyncio.sleep(PROGRESS_S)
-        _say(sender.progress(planned))
+    with contextlib.suppress(BrokenPipeError):  # nobody is there: `_cancel_at_end` sees to it
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            _say(sender.progress(planned))
 
 
-def _read_start() -> Start:
-    return msgspec.json.decode(sys.stdin.buffer.readline(), type=Start)
+async def _cancel_at_end(told: asyncio.StreamReader, work: asyncio.Future[None]) -> None:
+    """Nothing is said after `Start`, so what comes next is the end."""
+    await told.read()
+    work.cancel()
 
 
 def _say(message: msgspec.Struct) -> None:

@@ -69,6 +69,7 @@ class Status(msgspec.Struct, frozen=True):
     wanted: dict[str, int]
     processes: list[Process]
     complete: bool
+    name: str = ""  # of the cluster
     placeable: dict[str, int] = {}  # workers that every router would use right now
     autoscale: Scaling | None = None
 

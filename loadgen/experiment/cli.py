@@ -14,22 +14,22 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from loadgen.client.run import ShardFailed
+from loadgen.client.told import Told, cancel_when_told
 from loadgen.experiment.analysis import measured
 from loadgen.experiment.configs import check_windows
 from loadgen.experiment.export import csv_text, json_bytes
 from loadgen.experiment.page import experiment_page
 from loadgen.experiment.results import ResultFolder, open_folder, write_whole
-from loadgen.experiment.run import Backend, Interrupted, Runner
+from loadgen.experiment.run import Interrupted, Named, Runner
 from loadgen.experiment.served import Served
 from loadgen.experiment.simulated import Simulation
 from loadgen.experiment.spec import Backend as BackendName
 from loadgen.experiment.spec import Experiment, SpecError, read_experiment
 from loadgen.experiment.system import StartedCluster, SystemUnavailable, running_cluster
 from loadgen.experiment.terminal import summary_text
-from loadgen.experiment.told import cancel_when_told
+from loadgen.experiment.told import was_told
 
 INVALID = 3  # exit status: measured, but some runs say nothing about the system
-STOPPED = 130  # as a shell has it for Ctrl-C
 
 Say = Callable[[str], None]
 
@@ -50,7 +50,7 @@ def run_experiment(
 
     What is over is kept: started again with the same file and folder, it goes on where it was stopped. Writes
     report.html, summary.json and summary.csv, and a file for each run, into the folder OUT. The exit status is 3 if the
-    generator fell behind in a run and in its repetition, 130 if it was stopped.
+    generator fell behind in a run and in its repetition, 130 if it was stopped by Ctrl-C, 143 by SIGTERM.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def run_experiment(
     report_only
         Measure nothing, and write the report of what is there.
     """
-    say = _say_since(time.monotonic)
+    say, told = _say_since(time.monotonic), Told()
     try:
         made = read_experiment(experiment, "running" if admin else backend)
         suffix = "-sim" if made.backend == "sim" else ""
@@ -81,13 +81,13 @@ def run_experiment(
                 check_windows(made)
                 headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
                 backend_made = _backend(made, folder, (admin, admin_key), headers, ca, say)
-                asyncio.run(_until_told(Runner(folder, backend_made, say)))
+                asyncio.run(_until_told(Runner(folder, backend_made, say), told))
         finally:
             write_report(folder)
     except (KeyboardInterrupt, asyncio.CancelledError, Interrupted):
         again = shlex.join(["python", "-m", "loadgen", *sys.argv[1:]])
         print(f"loadgen: stopped; what is over is kept. To go on: {again}", file=sys.stderr)
-        return STOPPED
+        return told.exit_status
     except (SpecError, SystemUnavailable, ShardFailed, ValueError, OSError) as error:
         print(f"loadgen: {error}", file=sys.stderr)
         return 1
@@ -109,7 +109,7 @@ def write_report(folder: ResultFolder) -> None:
 
 def _backend(
     made: Experiment, folder: ResultFolder, admin: tuple[str, str], headers: dict[str, str], ca: str, say: Say
-) -> Backend:
+) -> Named:
     if made.backend == "sim":
         return Simulation(made.sim)
     if made.backend == "cluster":
@@ -127,9 +127,14 @@ def _backend(
     return Served(running, lambda: running.door, headers, ca_file=ca)
 
 
-async def _until_told(runner: Runner) -> None:
-    cancel_when_told()
-    await runner.run()
+async def _until_told(runner: Runner, told: Told) -> None:
+    cancel_when_told(told)
+    try:
+        await runner.run()
+    except (ShardFailed, SystemUnavailable):
+        if await was_told():
+            raise Interrupted from None
+        raise
 
 
 def _say_since(clock: Callable[[], float]) -> Say:

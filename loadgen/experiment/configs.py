@@ -45,6 +45,7 @@ def run_config(
         max_input=workload.max_input,
         max_output=workload.max_output,
         tokenizer=workload.tokenizer,
+        continuous_usage=workload.continuous_usage,
         extra_body=workload.extra_body,
         timeout_s=arrivals.timeout_s,
         ttft_limit_ms=slo.ttft_ms,

@@ -7,8 +7,10 @@ from html import escape
 
 import msgspec
 
-from loadgen.experiment.analysis import Capacity, Comparison, Verdict, label_of, load_text, varying_axes, without_load
+from loadgen.experiment.analysis import label_of, load_text, varying_axes, without_load
+from loadgen.experiment.capacity import Capacity
 from loadgen.experiment.cells import LOADS, Cell
+from loadgen.experiment.comparison import MIN_PAIRS, Comparison, Verdict
 from loadgen.report import heat_map
 from loadgen.report.chart_sections import map_section
 from loadgen.report.sections import table
@@ -33,8 +35,8 @@ def pd_maps(capacities: Sequence[Capacity], attainment: float) -> str:
             "decode workers",
             "requests/s a worker",
             f"{best_of(mine)} Requests a second and worker within the limits, at the highest load with "
-            f"{100 * attainment:g} % of them in time; small: 95 % interval over seeds. Row 0: colocated workers. "
-            "–: not measured.",
+            f"{100 * attainment:g} % of them in time, as all lower ones; small: 95 % interval over seeds, which leaves "
+            "out that the load was chosen by the same runs. Row 0: colocated workers. –: not known.",
         )
         for setting, mine in groups_of_shapes(capacities)
     )
@@ -42,31 +44,50 @@ def pd_maps(capacities: Sequence[Capacity], attainment: float) -> str:
 
 def groups_of_shapes(capacities: Sequence[Capacity]) -> list[tuple[str, list[Capacity]]]:
     """Those that differ in their numbers of workers only, with what else sets them apart from other groups; groups of
-    one shape are left out."""
-    groups: dict[Cell, list[Capacity]] = {}
+    one shape are left out. Colocated workers have no remote prefill to choose, so they are in the group of every choice
+    that their pairs have."""
+    groups: dict[Cell, dict[tuple[int, int], Capacity]] = {}
+    settings = list(dict.fromkeys(_without_shape(each.cell) for each in capacities if each.cell.prefill))
     for each in capacities:
-        groups.setdefault(_without_shape(each.cell), []).append(each)
+        mine = _without_shape(each.cell)
+        among = [one for one in settings if each.cell.prefill == 0 and _same_but_remote(one, mine)] or [mine]
+        for setting in among:
+            groups.setdefault(setting, {}).setdefault((each.cell.prefill, each.cell.decode), each)
     varying = [name for name in varying_axes(each.cell for each in capacities) if name not in LOADS]
     return [
-        (label_of(setting, varying).partition(", ")[2], mine)
-        for setting, mine in groups.items()
-        if len({(each.cell.prefill, each.cell.decode) for each in mine}) > 1
+        (label_of(setting, varying).partition(", ")[2], list(groups[setting].values()))
+        for setting in sorted(groups, key=lambda one: settings.index(one) if one in settings else len(settings))
+        if len(groups[setting]) > 1
     ]
 
 
 def best_of(capacities: Sequence[Capacity]) -> str:
     """Which sustains most, and which others cannot be told from it: their intervals overlap. Whole sentences."""
-    best = max(capacities, key=lambda each: each.per_worker)
-    if not best.per_worker:
-        return "None keeps the limits at any load tried."
+    known = [each for each in capacities if each.per_worker is not None]
+    dark = ", ".join(str(each.cell.shape) for each in capacities if each.per_worker is None)
+    unknown = f" Not known, for want of valid runs: {dark}." if dark else ""
+    unfinished = " Unfinished." if any(each.num_missing for each in capacities) else ""
+    best = best_among(known)
+    if best is None:
+        return f"{'None keeps the limits at any load tried.' if known else ''}{unknown}{unfinished}".strip()
     sure = f" ({best.interval.low:.3g} to {best.interval.high:.3g})" if best.interval else ""
-    close = [str(each.cell.shape) for each in capacities if each is not best and not _clear(each, best)]
+    close = [str(each.cell.shape) for each in known if each is not best and not _clear(each, best)]
     doubt = f" Not told apart from it: {', '.join(close)}." if close else ""
-    return f"Best: {best.cell.shape} with {best.per_worker:.3g}/s a worker{sure}.{doubt}"
+    return f"Best: {best.cell.shape} with {best.per_worker:.3g}/s a worker{sure}.{doubt}{unknown}{unfinished}"
+
+
+def best_among(capacities: Sequence[Capacity]) -> Capacity | None:
+    """None where none is known to sustain anything."""
+    best = max(capacities, key=lambda each: each.per_worker or 0.0, default=None)
+    return best if best is not None and best.per_worker else None
 
 
 def _clear(less: Capacity, best: Capacity) -> bool:
-    return less.interval is not None and best.interval is not None and less.interval.high < best.interval.low
+    if best.interval is None:
+        return False
+    if not less.sustained:
+        return less.certain  # that it keeps up with no load at all
+    return less.interval is not None and less.interval.high < best.interval.low
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
@@ -89,8 +110,9 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
         f'<ul class="said">{sentences}</ul>{table(f"<th>Disaggregated : colocated</th>{head}", rows)}'
         '<p class="soft">Cells: share of the requests within the limits, of the pools '
         "and of as many colocated workers with as many processors; below, the 95 % interval over seeds of what the "
-        "pools add to goodput, pair by pair. It pays or loses where that is on one side of zero; it is the same within "
-        "5 %.</p>"
+        "pools add to goodput, pair by pair, no narrower than one request’s share makes it. It pays or loses where "
+        f"that is on one side of zero; it is the same within 5 %; below {MIN_PAIRS} pairs of valid runs it is "
+        "unclear.</p>"
     )
 
 
@@ -119,7 +141,9 @@ def _where(comparison: Comparison, among: Sequence[Comparison]) -> str:
 def _verdict_cell(comparison: Comparison | None) -> str:
     if comparison is None:
         return "<td>–</td>"
-    ours, theirs = (100 * each.attainment for each in (comparison.disaggregated, comparison.colocated))
+    if comparison.in_time is None:
+        return f'<td class="{comparison.verdict}"><b>{comparison.verdict}</b> no pair of valid runs</td>'
+    ours, theirs = (100 * share for share in comparison.in_time)
     sure = comparison.interval
     bounds = f"goodput {_signed(sure.low)} to {_signed(sure.high)} %" if sure else ""
     return (
@@ -146,9 +170,13 @@ def _map_cell(row: int, column: int, found: Capacity | None) -> heat_map.Cell:
     if found is None:
         return heat_map.Cell(str(row), str(column), None, "not measured")
     sure = f", 95 % interval {found.interval.low:.3g} to {found.interval.high:.3g}" if found.interval else ""
-    return heat_map.Cell(str(row), str(column), found.per_worker, f"{found.label}{sure}", found.interval)
+    note = f"; {found.note}" if found.note else ""
+    return heat_map.Cell(str(row), str(column), found.per_worker, f"{found.label}{sure}{note}", found.interval)
 
 
 def _without_shape(cell: Cell) -> Cell:
-    """A colocated cell lies on the map of the pairs that it is held against, whatever their remote prefill is."""
-    return msgspec.structs.replace(without_load(cell), mode="disaggregated", prefill=0, decode=1, remote_prefill="auto")
+    return msgspec.structs.replace(without_load(cell), mode="disaggregated", prefill=1, decode=1)
+
+
+def _same_but_remote(a: Cell, b: Cell) -> bool:
+    return a == msgspec.structs.replace(b, remote_prefill=a.remote_prefill)

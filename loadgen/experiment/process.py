@@ -41,8 +41,10 @@ class Door(msgspec.Struct, frozen=True):
     @property
     def alive(self) -> bool:
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.created_at_s) < SAME_START_S
-        except psutil.NoSuchProcess:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.created_at_s) < SAME_START_S
+            return same and process.status() != psutil.STATUS_ZOMBIE  # which has ended, and nobody has asked how
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # another user's process is not this user's cluster
             return False
 
     @property

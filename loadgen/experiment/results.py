@@ -1,6 +1,6 @@
 """An experiment's folder: what was asked, and one file for each run that is over, written whole or not at all.
 
-experiment.json       what was asked, by which a continuation is recognised
+experiment.json       what was asked, and of what it is measured, by which a continuation is recognised
 runs/KEY-sSEED.json   a `CellRun`; beside it the records of its requests
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from loadgen.experiment.cells import Cell
+from loadgen.experiment.origin import Origin
 from loadgen.experiment.spec import Experiment, SpecError
 from loadgen.experiment.use import Use
 from loadgen.report.result import RunResult
@@ -37,6 +38,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     experiment: Experiment
     salt: int  # of prompts
     started_at_s: float  # unix
+    origin: Origin | None = None  # None: nothing was measured yet, or by an earlier version
 
 
 class ResultFolder:
@@ -47,6 +49,30 @@ class ResultFolder:
         self.state = state
         self._runs = path / "runs"
         self._runs.mkdir(exist_ok=True)
+
+    def stamp(self, now: Origin) -> None:
+        """Note what is going to be measured, at first, or hold it against what was.
+
+        Raises:
+            SpecError: something is not as it was, or it was not noted, so that other software measured the runs that
+                are there; the message says what to do.
+        """
+        was = self.state.origin
+        if was is None and any(self._runs.glob("*-s*.json")):
+            raise SpecError(
+                f"{self.path} was begun by an earlier version of this software, which did not note what it measured; "
+                "results of two versions are not mixed. Give another folder with --out; --report-only still reports "
+                "what is there"
+            )
+        if was is not None and (differ := was.differences(now)):
+            raise SpecError(
+                f"{self.path} was begun with something else: {'; '.join(differ)}. Results of two experiments are not "
+                "mixed. Put it back as it was to go on, or give another folder with --out"
+            )
+        noted = now if was is None else was.joined(now)
+        if noted != was:
+            self.state = msgspec.structs.replace(self.state, origin=noted)
+            _write_state(self.path, self.state)
 
     def has(self, cell: Cell, seed: int) -> bool:
         return self._file(cell, seed).exists()
@@ -78,12 +104,12 @@ def open_folder(path: Path, experiment: Experiment) -> ResultFolder:
     file = path / STATE
     if not file.exists():
         state = State(experiment=experiment, salt=time.time_ns() >> 20, started_at_s=time.time())
-        write_whole(file, msgspec.json.format(msgspec.json.encode(state), indent=2))
+        _write_state(path, state)
         return ResultFolder(path, state)
     state = read_state(path)
     if is_continued_by(state.experiment, experiment):
         state = msgspec.structs.replace(state, experiment=experiment)
-        write_whole(file, msgspec.json.format(msgspec.json.encode(state), indent=2))
+        _write_state(path, state)
     elif digest(state.experiment) != digest(experiment):
         differ = [
             name
@@ -113,7 +139,7 @@ def read_state(path: Path) -> State:
         state = msgspec.json.decode((path / STATE).read_bytes(), type=State)
     except FileNotFoundError:
         raise SpecError(f"{path} holds no experiment: there is no {STATE} in it") from None
-    except msgspec.MsgspecError as error:
+    except ValueError as error:  # not JSON, of another shape, or not UTF-8
         raise SpecError(f"{path / STATE} is not an experiment of this version: {error}") from None
     if state.schema != SCHEMA:
         raise SpecError(f"{path / STATE} has schema {state.schema!r}; this reads {SCHEMA}")
@@ -122,6 +148,10 @@ def read_state(path: Path) -> State:
 
 def digest(experiment: Experiment) -> str:
     return hashlib.blake2b(msgspec.json.encode(experiment, order="sorted"), digest_size=16).hexdigest()
+
+
+def _write_state(path: Path, state: State) -> None:
+    write_whole(path / STATE, msgspec.json.format(msgspec.json.encode(state), indent=2))
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -6,16 +6,20 @@ stays, marked if need be. Knows neither what it measures nor where progress is s
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from loadgen.client.config import RunConfig
 from loadgen.experiment.cells import Cell, in_order
 from loadgen.experiment.configs import planned_s, run_config, settle_config
 from loadgen.experiment.eta import Forecast, in_words
+from loadgen.experiment.origin import Origin, origin_of
 from loadgen.experiment.results import CellRun, ResultFolder
 from loadgen.experiment.shape import Say, Shape, SystemUnavailable, misfit
 from loadgen.experiment.use import Use
@@ -42,11 +46,19 @@ class Backend(Protocol):
     async def close(self) -> None: ...
 
 
+class Named(Backend, Protocol):
+    """One that says which cluster it is."""
+
+    @property
+    def cluster(self) -> str:
+        """Its name, once it has taken a shape, if somebody else started it; else empty."""
+
+
 class Runner:
     """`run` may be cancelled at any time: what is over is kept, and another `run` goes on from there."""
 
     def __init__(
-        self, folder: ResultFolder, backend: Backend, say: Say, clock: Callable[[], float] = time.monotonic
+        self, folder: ResultFolder, backend: Named, say: Say, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._experiment = folder.state.experiment
         self._folder = folder
@@ -56,6 +68,7 @@ class Runner:
         self._forecast = Forecast()
         self._shape: Shape | None = None
         self._target = ("", "")
+        self._origin = Origin()  # as far as it is known without the backend
 
     @property
     def ordered(self) -> list[tuple[Cell, int]]:
@@ -72,11 +85,15 @@ class Runner:
             SystemUnavailable: the system cannot be brought into a shape, or is found not to have been in it.
             ShardFailed: a process of the generator ended early.
             Interrupted: it was cancelled in the middle of a run.
+            SpecError: what is there was measured of something else.
+            OSError: a file that the experiment names cannot be read.
         """
         left, total = self.left, len(self.ordered)
         if total > len(left):
             self._say(f"{total - len(left)} of {total} runs are there already")
         try:
+            self._origin = await asyncio.to_thread(origin_of, self._experiment)
+            self._folder.stamp(self._origin)
             for number, (cell, seed) in enumerate(left):
                 self._announce(total, left[number:])
                 await self._bring(cell, seed)
@@ -99,6 +116,8 @@ class Runner:
             return
         began_s = self._clock()
         self._target = await self._backend.shape(cell.shape)
+        found = msgspec.structs.replace(self._origin, model=self._target[1], cluster=self._backend.cluster)
+        self._folder.stamp(found)
         if each := self._experiment.arrivals.settle_requests:
             config = run_config(self._experiment, cell, seed, self._folder.state.salt, self._target)
             await self._backend.settle(settle_config(config, cell.num_workers, each))

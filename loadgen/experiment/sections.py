@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from loadgen.experiment.analysis import Capacity, Measured, label_of, load_text, varying_axes, without_load
+from loadgen.experiment.analysis import Measured, label_of, load_text, varying_axes, without_load
+from loadgen.experiment.capacity import Capacity
 from loadgen.experiment.cells import LOADS
+from loadgen.experiment.maps import best_among
 from loadgen.report import figures
 from loadgen.report.chart_sections import Limits, LoadPoint, charts_of_distributions, curves
 from loadgen.report.charts import COLOURS, Line, legend, line_chart
@@ -26,49 +29,52 @@ LOAD_TITLES = {
 
 
 def capacity_table(capacities: Sequence[Capacity], attainment: float) -> str:
-    """The most that each configuration sustains, the best first."""
-    ordered = sorted(capacities, key=lambda each: -each.per_worker)
+    """The most that each configuration sustains, the best first, and last those of which it is not known."""
+    ordered = sorted(capacities, key=rank)
+    best_one = best_among(ordered)
     rows = []
     for each in ordered:
-        best = ' class="best"' if each is ordered[0] and each.per_worker else ""
-        goodput = Estimate(each.per_worker, each.interval, each.num_seeds)
+        best = ' class="best"' if each is best_one else ""
+        goodput = None if each.per_worker is None else Estimate(each.per_worker, each.interval, each.num_seeds)
         rows.append(
             f"<tr{best}><th>{escape(each.label)}</th>{cell(goodput, figures.GOODPUT)}"
-            f"<td>{escape(loads_of(each))}<small>{escape(note_of(each))}</small></td>"
+            f"<td>{escape(load_of(each))}<small>{escape(each.note)}</small></td>"
             f"{cell(each.in_time, figures.ATTAINMENT)}<td>{escape(load_text(each.cell, each.cell.load))}</td></tr>"
         )
-    share = f"{100 * attainment:g} %"
     head = "<th>Configuration</th><th>Goodput a worker</th><th>at a load of</th><th>Attainment</th><th>at</th>"
     return table(head, rows) + (
-        f'<p class="soft">Every seed by itself: the highest goodput among the loads of which {share} of the requests '
-        "kept both limits, divided by the workers; 0 where there is none. Then the mean over seeds. Failures are "
-        "misses. Found among the loads tried, not between them. Attainment: of all seeds, at the highest load at which "
-        f"it is {share} on average, else at the lowest.</p>"
+        f'<p class="soft">{escape(how_chosen(attainment))} Goodput is divided by the workers; –: not known. '
+        "Attainment: at that load, else at the lowest that is known.</p>"
     )
 
 
-def loads_of(capacity: Capacity) -> str:
-    """The loads at which the seeds had their best."""
-    if not capacity.loads:
-        return "–"
-    low, high = capacity.loads[0], capacity.loads[-1]
-    return load_text(capacity.cell, high) if low == high else f"{low:g} to {load_text(capacity.cell, high)}"
+def how_chosen(attainment: float) -> str:
+    """By which rule a configuration's load was chosen, and what its interval leaves out."""
+    share = f"{100 * attainment:g} %"
+    return (
+        f"Sustained is the highest load at which {share} of the requests kept both limits, as the mean over all seeds, "
+        "and so they did at all lower loads; 0 where there is none. Failures are misses; invalid runs and those to "
+        "come count neither way. Goodput and its interval are those of the seeds at that load. The interval leaves out "
+        f"that the load was chosen by the same runs. {share} in time is certain where the whole interval of the "
+        "attainment is there. Found among the loads tried, not between them."
+    )
 
 
-def note_of(capacity: Capacity) -> str:
-    without = capacity.num_seeds - len(capacity.loads)
-    if without == capacity.num_seeds:
-        return "not even at the lowest load"
-    if without:
-        return f"{without} of {capacity.num_seeds} seeds at no load"
-    return "the highest tried: there may be more" if capacity.at_the_end else ""
+def load_of(capacity: Capacity) -> str:
+    """The load that is sustained."""
+    return load_text(capacity.cell, capacity.cell.load) if capacity.sustained else "–"
+
+
+def rank(capacity: Capacity) -> float:
+    """The best first, those that are not known last."""
+    return math.inf if capacity.per_worker is None else -capacity.per_worker
 
 
 def load_charts_of(cells: Sequence[Measured], limits: Limits) -> str:
-    """Goodput a worker, attainment and latencies over the load, a line for each configuration."""
+    """Goodput a worker, attainment and latencies over the load, a line for each configuration; of valid runs."""
     groups: dict[str, dict[str, list[Measured]]] = {}
     varying = [name for name in varying_axes(each.cell for each in cells) if name not in LOADS]
-    for each in sorted(cells, key=lambda each: each.cell.load):
+    for each in sorted((each for each in cells if each.valid), key=lambda each: each.cell.load):
         label = label_of(without_load(each.cell), varying)
         groups.setdefault(label.partition(", ")[2], {}).setdefault(label, []).append(each)
     made = []
@@ -107,7 +113,7 @@ def use_charts(cells: Sequence[Measured]) -> str:
 
 
 def _use_of(each: Measured) -> str:
-    line, use = each.runs[0].result.summary.timeline, each.runs[0].use
+    line, use, label = each.runs[0].result.summary.timeline, each.runs[0].use, each.marked.label
     busy = [
         Line(phase, [(round(index * line.slot_s, 3), value) for index, value in enumerate(values)], COLOUR_OF[phase])
         for phase, values in line.busy_workers.items()
@@ -120,11 +126,8 @@ def _use_of(each: Measured) -> str:
     ]
     seconds = "time since the start, s"
     parts = (
-        (f"{each.label}: busy workers", line_chart(each.label, busy, seconds, "workers", log_x=False)),
-        (
-            f"{each.label}: KV in use",
-            line_chart(each.label, held, seconds, "share of the blocks", log_x=False, percent=True),
-        ),
+        (f"{label}: busy workers", line_chart(label, busy, seconds, "workers", log_x=False)),
+        (f"{label}: KV in use", line_chart(label, held, seconds, "share of the blocks", log_x=False, percent=True)),
     )
     return "".join(f'<figure class="card"><h3>{escape(name)}</h3>{chart}</figure>' for name, chart in parts if chart)
 
@@ -137,7 +140,7 @@ def distribution_charts(cells: Sequence[Measured]) -> str:
     made = []
     for name, mine in groups.items():
         for first in range(0, len(mine), COLOURS):
-            inner = charts_of_distributions([each.series for each in mine[first : first + COLOURS]])
+            inner = charts_of_distributions([each.marked for each in mine[first : first + COLOURS]])
             made.append(f"<details><summary>{escape(name)}</summary>{inner}</details>")
     return "".join(made)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from loadgen.experiment.placement import ask_placement
 from loadgen.experiment.shape import Shape, System, SystemUnavailable
 from loadgen.experiment.trust import hint
 from loadgen.experiment.use import Sampler, Use
-from loadgen.report.result import RunResult
+from loadgen.report.result import STOPPED, RunResult
 
 TIMEOUT_S = 30.0
 
@@ -53,6 +54,10 @@ class Served:
         self._on_progress = on_progress
         self._ca_file = ca_file
 
+    @property
+    def cluster(self) -> str:
+        return self._system.cluster
+
     async def shape(self, shape: Shape) -> tuple[str, str]:
         """
         Raises:
@@ -66,7 +71,14 @@ class Served:
         return base_url, model
 
     async def settle(self, config: RunConfig) -> None:
+        """
+        Raises:
+            SystemUnavailable: nothing was answered.
+            asyncio.CancelledError: it was cancelled, which the client takes for the end of its run.
+        """
         result = await run_once(config, headers=self._headers, ca_file=self._ca_file)
+        if STOPPED in result.invalid_because:
+            raise asyncio.CancelledError
         if not result.summary.succeeded:
             raise SystemUnavailable(f"no request came to an end at {config.base_url}: {result.summary.failures}")
 

@@ -51,12 +51,11 @@ class Shape:
         return same_remote and self.policy == other.policy and self.max_batch_tokens == other.max_batch_tokens
 
 
-def misfit(shape: Shape, remote_share: float | None, *, has_to_be_remote: bool = False) -> str:
+def misfit(shape: Shape, remote_share: float | None) -> str:
     """Why requests that were prefilled so cannot have met this shape; nothing if they can have, or if nobody said.
 
     Args:
         remote_share: of the requests, prefilled by a worker that does nothing else.
-        has_to_be_remote: with prefill workers some requests must be, also where the router may choose.
     """
     if remote_share is None:
         return ""
@@ -65,15 +64,19 @@ def misfit(shape: Shape, remote_share: float | None, *, has_to_be_remote: bool =
             f"{remote_share:.0%} of the requests to {shape} with remote prefill {shape.remote_prefill} were prefilled "
             "remotely: the cluster is not what this run was to measure"
         )
-    if not remote_share and shape.prefill and (has_to_be_remote or shape.remote_prefill == "always"):
+    if not remote_share and shape.prefill and shape.remote_prefill == "always":
         return (
-            f"of the requests to {shape} not one was prefilled by a prefill worker: the router was told not to "
-            "(remote_prefill), or never found it worth while on this traffic; nothing of disaggregation was measured"
+            f"of the requests to {shape} not one was prefilled by a prefill worker: the router was told "
+            "something else (remote_prefill); nothing of disaggregation was measured"
         )
     return ""
 
 
 class System(Protocol):
+    @property
+    def cluster(self) -> str:
+        """The name of one that somebody else started, once it has taken a shape; else empty."""
+
     async def shape(self, shape: Shape) -> str:
         """Bring the cluster into this shape; returns its HTTP base URL when every router would use every worker.
 

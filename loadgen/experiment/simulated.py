@@ -57,6 +57,10 @@ class Simulation:
         self._token_bytes = spec.kv_bytes_per_token or found.kv_bytes_per_token
         self._kv_tokens = spec.kv_cache_bytes // self._token_bytes if spec.kv_cache_bytes else found.kv_tokens
 
+    @property
+    def cluster(self) -> str:
+        return ""
+
     async def shape(self, shape: Shape) -> tuple[str, str]:
         return "http://simulated", "simulated"
 

@@ -40,6 +40,7 @@ class RunningCluster:
 
     def __init__(self, admin_url: str, admin_key: str, say: Say = _silent, trust: ssl.SSLContext | None = None) -> None:
         self.door = AdminDoor(admin_url, admin_key, trust=trust)
+        self.cluster = ""  # its name, as soon as it has said it
         self._say = say
         self._known: Shape | None = None  # what it must be like, by the shapes so far
         self._lent: Lent | None = None  # what it was like
@@ -57,6 +58,7 @@ class RunningCluster:
             raise SystemUnavailable(_cannot(known, shape))
         self._known = known
         status = await self.door.status()
+        self.cluster = status.name or self.door.url
         _check_budget(status, shape)
         self._lent = self._lent or Lent.of(status)
         has_it = status.has({"prefill": shape.prefill, "decode": shape.decode})
@@ -117,6 +119,8 @@ class StartedCluster:
         alone: what the router is told about remote prefill if the first shape has no prefill workers: what later shapes
             with some will want, so that they are scaled to.
     """
+
+    cluster = ""  # it is made anew every time, under another name
 
     def __init__(
         self,

@@ -62,6 +62,7 @@ class WorkloadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_input: int | None = None
     max_output: int | None = None
     tokenizer: str = ""
+    continuous_usage: bool = True  # every event says its tokens: gaps are between tokens, as those in virtual time are
     extra_body: dict[str, Any] = msgspec.field(default_factory=lambda: {"return_report": True})  # Diptych says costs
 
     @property

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from loadgen.experiment.analysis import Capacity, Measured, capacities, comparisons, simulated
+from loadgen.experiment.analysis import Measured, simulated
+from loadgen.experiment.capacity import Capacity, capacities
+from loadgen.experiment.comparison import comparisons
 from loadgen.experiment.maps import best_of, groups_of_shapes, regions
 from loadgen.experiment.results import State
-from loadgen.experiment.sections import loads_of, note_of
+from loadgen.experiment.sections import load_of, rank
 from loadgen.report import figures
 from loadgen.report.figures import Figure, bare
 from loadgen.report.result import UNKNOWN_IF_SIMULATED
@@ -52,13 +54,14 @@ def _lines(state: State, cells: Sequence[Measured]) -> Iterator[str]:
     if any(each.series.estimate(figures.PHASES[0]) for each in cells):
         yield "  what a request cost, on average, and how the workers shared the work (P: prompts, D: decode):"
         yield from _table(cells, COSTS)
-    found = capacities(cells, made.slo.attainment)
+    found = capacities(cells, made)
     width = max((len(each.label) for each in found), default=4) + 2
-    yield f"  goodput a worker, sustained with {100 * made.slo.attainment:g} % in time:"
-    for each in sorted(found, key=lambda each: -each.per_worker):
+    yield f"  goodput a worker, at the highest load with {100 * made.slo.attainment:g} % in time over all seeds:"
+    for each in sorted(found, key=rank):
         sure = f" [{each.interval.low:.3g}, {each.interval.high:.3g}]" if each.interval else ""
-        note = f" ({said})" if (said := note_of(each)) else ""
-        yield f"    {each.label:<{width}}{each.per_worker:.3g}/s{sure} at {loads_of(each)}{note}"
+        note = f" ({each.note})" if each.note else ""
+        goodput = "not known" if each.per_worker is None else f"{each.per_worker:.3g}/s{sure} at {load_of(each)}"
+        yield f"    {each.label:<{width}}{goodput}{note}"
     for setting, mine in groups_of_shapes(found):
         yield f"  prefill (down) by decode (across) workers{': ' if setting else ''}{setting}. {best_of(mine)}"
         yield from _map(mine)
@@ -75,13 +78,14 @@ def _table(cells: Sequence[Measured], columns: Sequence[tuple[str, str, Figure]]
     for each in cells:
         found = [(each.series.estimate(figure), figure.unit) for _, _, figure in shown]
         values = "".join(f"{'–' if one is None else bare(one.value, unit):>{COLUMN}}" for one, unit in found)
-        yield f"  {each.label:<{width}}{values}  {len(each.runs)}{'' if each.series.valid else ' INVALID'}"
+        doubt = " INVALID" if not each.valid else f" and {len(each.left_out)} invalid" if each.left_out else ""
+        yield f"  {each.label:<{width}}{values}  {len(each.runs)}{doubt}"
 
 
 def _map(capacities: Sequence[Capacity]) -> Iterator[str]:
     """The best has a star; colocated workers are in row 0."""
     columns = sorted({each.cell.decode for each in capacities})
-    best = max(each.per_worker for each in capacities)
+    best = max((each.per_worker for each in capacities if each.per_worker is not None), default=0.0)
     found = {(each.cell.prefill, each.cell.decode): each.per_worker for each in capacities}
     yield f"    {'':>3}" + "".join(f"{column:>9}" for column in columns)
     for row in sorted({each.cell.prefill for each in capacities}):

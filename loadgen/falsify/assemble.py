@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tomllib
 from dataclasses import asdict, dataclass
@@ -17,11 +18,12 @@ from loadgen.experiment.served import Served
 from loadgen.experiment.shape import Say
 from loadgen.experiment.system import StartedCluster, running_cluster
 from loadgen.experiment.tables import ClusterSpec, SimSpec
+from loadgen.falsify.attended import Attended
 from loadgen.falsify.design import Traffic
-from loadgen.falsify.trial import digest_of
 from loadgen.planner.engines import largest_block
 from loadgen.planner.options import EngineOptions
-from loadgen.planner.traffic import default_jitter_ms, is_generator, read_workload
+from loadgen.planner.traffic import default_jitter_ms, digest_of, is_generator, read_workload
+from loadgen.planner.usage import WrongUsage, check_times
 from loadgen.workloads.workload import Workload
 
 
@@ -49,12 +51,12 @@ def read_traffic(
         limits: tokens in and out; longer ones are cut by the load generator.
 
     Raises:
-        ValueError: the trace is not of its format, has no times and there is no rate, or a number is out of range.
+        WrongUsage: a rate or a speed-up makes no sense.
+        ValueError: the trace is not of its format, or has no times and there is no rate.
         OSError: the file cannot be read.
     """
+    check_times(rate, speedup)
     _, workload = read_workload(trace, num_requests if is_generator(trace) else None)
-    if rate < 0 or speedup <= 0 or (rate and speedup != 1.0):
-        raise ValueError("give a rate or a speed-up of recorded times, not both, and above 0")
     if not workload.timed and not rate:
         raise ValueError(f"{trace} has no times of its own; give a rate")
     max_input, max_output = limits
@@ -66,7 +68,7 @@ def read_traffic(
     return (
         Traffic(
             trace=Path(trace).name,
-            sha256=digest_of(workload),
+            sha256=digest_of(workload.requests, workload.labels),
             requests_in_trace=len(workload.requests),
             rate=rate,
             speedup=speedup,
@@ -109,7 +111,8 @@ def options_of(spec: ClusterSpec) -> dict[str, Any]:
 
 def started(spec: ClusterSpec, folder: Path, api_key: str, ca_file: str, say: Say) -> Backend:
     system = StartedCluster(spec.described(), folder / "cluster", os.environ, say, spec.ray_address)
-    return Served(system, lambda: system.door, _headers(api_key), ca_file=ca_file)
+    served = Served(system, lambda: system.door, _headers(api_key), ca_file=ca_file)
+    return Attended(served, lambda: system.door)
 
 
 def running(which: Running, api_key: str, ca_file: str, say: Say) -> Backend:
@@ -119,15 +122,41 @@ def running(which: Running, api_key: str, ca_file: str, say: Say) -> Backend:
         OSError: a certificate cannot be read.
     """
     system = running_cluster(which.admin_url, which.admin_key, ca_file, os.environ, say)
-    return Served(system, lambda: system.door, _headers(api_key), ca_file=ca_file)
+    served = Served(system, lambda: system.door, _headers(api_key), ca_file=ca_file)
+    return Attended(served, lambda: system.door)
+
+
+def served_model(which: Running, ca_file: str, say: Say) -> str:
+    """What a running cluster serves, asked before anything is registered.
+
+    Raises:
+        SystemUnavailable: this user runs none, or more than one, or its admin door does not say.
+        OSError: a certificate cannot be read.
+    """
+
+    async def ask() -> str:
+        system = running_cluster(which.admin_url, which.admin_key, ca_file, os.environ, say)
+        try:
+            return (await system.door.status()).model
+        finally:
+            await system.close()
+
+    return asyncio.run(ask())
 
 
 def simulated(engine: EngineOptions, workload: Workload) -> SimSpec:
     """What is played: with a measured timing's numbers, not its file's name.
 
     Raises:
-        ValueError: the timing is not known, or the blocks do not fit the trace's.
+        WrongUsage: the timing is not known, or the blocks do not fit the trace's.
     """
+    try:
+        return _simulated(engine, workload)
+    except ValueError as error:
+        raise WrongUsage(str(error)) from None
+
+
+def _simulated(engine: EngineOptions, workload: Workload) -> SimSpec:
     timing, known = parse_timing(engine.timing), deployment_of(engine.timing)
     of_tables: dict[str, Any] = (
         {"model": known.model, "gpu": known.gpu, "tensor_parallel": known.tensor_parallel} if known else {}

@@ -12,22 +12,25 @@ import msgspec
 from cyclopts import Parameter
 
 from loadgen.client.run import ShardFailed
+from loadgen.client.told import cancel_when_told
 from loadgen.experiment.run import Backend
 from loadgen.experiment.shape import Say, SystemUnavailable
 from loadgen.experiment.simulated import Simulation
 from loadgen.experiment.tables import ClusterSpec, SimSpec
-from loadgen.experiment.told import cancel_when_told
+from loadgen.experiment.told import was_told
 from loadgen.falsify import assemble
 from loadgen.falsify.design import Client, Design, make_design, write_design
+from loadgen.falsify.program import program
 from loadgen.falsify.questions import Question
 from loadgen.falsify.report import as_data, design_text, page, verdict_text
 from loadgen.falsify.trial import Stopped, Trial
 from loadgen.falsify.verdict import EXIT_STATUS, Verdict, judge
 from loadgen.planner.options import DEFAULT_ENGINE, EngineOptions, parse_slo
+from loadgen.planner.usage import WRONG_USAGE, WrongUsage
 
 RUNS = "block-*.run.json"
-SAME_SIGNAL_S = 0.5  # between one process of a group and the next
-FAILED = 1  # nothing was measured to the end; 2 is the command line's own
+FAILED = 1  # nothing was measured to the end
+REGISTERED = 3  # nothing was to be measured: no verdict, so not the status of one
 
 
 def falsify(
@@ -71,7 +74,7 @@ def falsify(
 
     Writes design.json before the first request, then a file for each run, verdict.json and verdict.html, into OUT.
 
-    Exit status: 0 pays, 10 does not pay, 11 cannot tell; 1 it could not be measured, 2 wrong usage.
+    Exit status: 0 pays, 10 does not pay, 11 cannot tell; 1 it could not be measured, 2 wrong usage, 3 registered only.
 
     Parameters
     ----------
@@ -125,7 +128,7 @@ def falsify(
     simulate
         Measure nothing: play both arms in virtual time, with the engine below.
     register_only
-        Write and print the plan, and stop.
+        Write and print the plan, and stop, with status 3: the same command without this flag then measures it.
     json
         Print one JSON object at the end, and the plan on standard error.
     out
@@ -136,7 +139,7 @@ def falsify(
         wanted, spec = parse_slo(slo), assemble.read_cluster(cluster, model, cores_per_worker)
         is_running = running or bool(admin)
         if is_running and question != "disaggregation":
-            raise ValueError("a running cluster cannot change its policy; leave --running and --admin out")
+            raise WrongUsage("a running cluster cannot change its policy; leave --running and --admin out")
         traffic, workload = assemble.read_traffic(
             trace,
             num_requests=blocks * requests or None,
@@ -147,6 +150,7 @@ def falsify(
             warmup_share=warmup,
         )
         played = assemble.simulated(engine, workload) if simulate else None
+        which = assemble.Running(admin, admin_key)
         design = make_design(
             question,
             traffic,
@@ -159,6 +163,8 @@ def falsify(
             minimal_effect=minimal_effect,
             seed=seed,
             simulated=simulate,
+            program=program(),
+            model=assemble.served_model(which, ca, say) if is_running and not played else "",
             client=Client(
                 vocabulary_size=vocabulary_size, timeout_s=timeout, processes=processes, lag_limit_ms=lag_limit_ms
             ),
@@ -166,18 +172,18 @@ def falsify(
         )
         _register(design, out, sys.stderr if json else sys.stdout)
         if register_only:
-            return 0
+            return REGISTERED
         if played:
             backend: Backend = Simulation(played)
         elif is_running:
-            backend = assemble.running(assemble.Running(admin, admin_key), api_key, ca, say)
+            backend = assemble.running(which, api_key, ca, say)
         else:
             backend = assemble.started(spec, out, api_key, ca, say)
         trial = Trial(design, workload, backend, out, say)
         stopped = asyncio.run(_run(trial, backend))
     except (ValueError, OSError, SystemUnavailable, ShardFailed) as error:
         print(f"falsify: {error}", file=sys.stderr)
-        return FAILED
+        return WRONG_USAGE if isinstance(error, WrongUsage) else FAILED
     verdict = judge(design, trial.blocks, stopped=stopped)
     _write(trial, design, verdict, out, json)
     return EXIT_STATUS[verdict.answer]
@@ -199,14 +205,22 @@ def _register(design: Design, out: Path, where: TextIO) -> None:
         ValueError: the folder holds another design, or runs of this one: their figures may have been seen.
     """
     path = out / "design.json"
-    if path.exists() and msgspec.json.decode(path.read_bytes(), type=dict[str, Any]).get("sha256") != design.digest:
-        raise ValueError(f"{out} holds another design; give a new folder with --out")
+    there = msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.exists() else {}
+    if there and there.get("sha256") != design.digest:
+        raise ValueError(f"{out} holds another design ({_apart(there, design)}); give a new folder with --out")
     what = "a verdict on" if (out / "verdict.json").exists() else "runs of" if any(out.glob(RUNS)) else ""
     if what:
         raise ValueError(f"{out} holds {what} this design already; a second try is another trial: give a new --out")
     out.mkdir(parents=True, exist_ok=True)
     write_design(design, path)
     print(design_text(design), file=where, flush=True)
+
+
+def _apart(there: dict[str, Any], design: Design) -> str:
+    """In which fields."""
+    old, new = there.get("design", {}), msgspec.json.decode(msgspec.json.encode(design))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return f"it differs in {', '.join(names)}"
 
 
 async def _run(trial: Trial, backend: Backend) -> bool:
@@ -217,24 +231,12 @@ async def _run(trial: Trial, backend: Backend) -> bool:
     except (asyncio.CancelledError, Stopped):
         return True
     except ShardFailed:
-        if await _told():
+        if await was_told():
             return True
         raise
     finally:
         await backend.close()
     return False
-
-
-async def _told() -> bool:
-    """Whether this process was told to stop, or is about to be: a signal to its whole group ends shards as well, which
-    may be noticed first."""
-    task = asyncio.current_task()
-    assert task is not None
-    try:
-        await asyncio.sleep(SAME_SIGNAL_S)
-    except asyncio.CancelledError:
-        return True
-    return bool(task.cancelling())
 
 
 def _write(trial: Trial, design: Design, verdict: Verdict, out: Path, json: bool) -> None:

@@ -6,40 +6,24 @@ The verdict repeats the hash. Whoever has the trace and the design can run it ag
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from loadgen.falsify.questions import CLAIMS, Arm, Question, arms
+from loadgen.falsify.rules import ANALYSIS, EFFECT, EXCLUSION, PRIMARY, STOPPING, VOID
+from loadgen.planner.usage import WrongUsage
+from loadgen.report.intervals import one_request, paired_interval
 
-SCHEMA = "loadgen.falsify.v3"
+SCHEMA = "loadgen.falsify.v4"
 MIN_BLOCKS, MIN_REQUESTS = 4, 10  # below, an interval says nothing, and a share is too coarse
 KEPT_SHARE = 2 / 3  # of the blocks; with fewer there is no verdict
-PRIMARY = (
-    "attainment: of the requests meant to be sent after the warm-up, the share whose first token came within ttft_ms "
-    "and whose mean time per further token was within tpot_ms; a failed or refused request is a miss. At equal times "
-    "of sending this is goodput in other units."
-)
-EFFECT = "attainment of the first arm minus attainment of the second, within a block"
-STOPPING = "all blocks are run; nobody looks in between; stopped early means no verdict"
-VOID = (
-    "a trial is void, without a verdict, where the router, asked whenever the arm changes, says that it places by "
-    "another policy than the arm's or was told otherwise of remote prefill; one of disaggregation also after a run of "
-    "its first arm without one remote prefill, or of its second arm with one: the cluster was not what the arm says"
-)
-EXCLUSION = (
-    "only by the generator's own account (it fell behind its schedule), never by a figure of the servers: a block "
-    "with such a run is run once more, both arms, and left out if it happens again; below two thirds of the blocks "
-    "there is no verdict"
-)
-ANALYSIS = (
-    "Student's t over the blocks' differences, two-sided, 95 %. Pays: the whole interval is at or above the minimal "
-    "effect. Does not pay: the whole interval is below it. Otherwise: cannot tell."
-)
-
+SETTLE_REQUESTS = 2  # a worker, sent and forgotten when an arm's cluster is new
 Order = Literal["AB", "BA"]
 
 
@@ -88,6 +72,9 @@ class Design(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any]  # of the system, all that it is started or simulated with
     client: Client
     simulated: bool
+    program: str | UnsetType = UNSET  # that measures, and that a cluster is started from; designs up to v3 lack it
+    model: str | UnsetType = UNSET  # as a running cluster calls it; of others it is in `options`
+    settle_requests: int | UnsetType = UNSET
     primary: str = PRIMARY
     effect: str = EFFECT
     stopping: str = STOPPING
@@ -98,6 +85,13 @@ class Design(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def num_blocks(self) -> int:
         return len(self.stretches)
+
+    @property
+    def finest(self) -> float:
+        """Half of the narrowest interval that so many blocks and requests can give: all differences equal."""
+        least = one_request(max(1, int(self.stretches[0].count * (1 - self.traffic.warmup_share))))
+        narrowest = paired_interval([0.0] * self.num_blocks, least)
+        return narrowest.high if narrowest else math.inf
 
     @property
     def digest(self) -> str:
@@ -121,24 +115,29 @@ def make_design(
     simulated: bool,
     options: Mapping[str, Any] | None = None,
     client: Client | None = None,
+    program: str = "",
+    model: str = "",
 ) -> Design:
     """
     Args:
         requests: of a block; 0: all that the trace has for each.
         limits: TTFT and TPOT, ms.
         options: of the system; plain data.
+        program: that measures; empty: not known.
+        model: of a running cluster.
 
     Raises:
-        ValueError: a number is out of range, or the trace is too short for so many disjoint stretches.
+        WrongUsage: a number is out of range.
+        ValueError: the trace is too short for so many disjoint stretches.
     """
     if not 0 <= minimal_effect < 1:
-        raise ValueError("the minimal effect is a share of the requests, at least 0 and below 1")
+        raise WrongUsage("the minimal effect is a share of the requests, at least 0 and below 1")
     if not 0 <= traffic.warmup_share < 1:
-        raise ValueError("the warm-up is a share of a block, at least 0 and below 1")
+        raise WrongUsage("the warm-up is a share of a block, at least 0 and below 1")
     return Design(
         question=question,
         claim=CLAIMS[question],
-        arms=arms(question, prefill, decode, max_batch_tokens),
+        arms=_arms(question, prefill, decode, max_batch_tokens),
         traffic=traffic,
         stretches=stretches(traffic.requests_in_trace, blocks, requests),
         orders=orders(blocks, seed),
@@ -150,13 +149,23 @@ def make_design(
         options=dict(options or {}),
         client=client or Client(),
         simulated=simulated,
+        program=program,
+        model=model or UNSET,
+        settle_requests=SETTLE_REQUESTS,
     )
+
+
+def _arms(question: Question, prefill: int, decode: int, max_batch_tokens: int) -> tuple[Arm, Arm]:
+    try:
+        return arms(question, prefill, decode, max_batch_tokens)
+    except ValueError as error:
+        raise WrongUsage(str(error)) from None
 
 
 def stretches(num_requests: int, blocks: int, each: int) -> tuple[Stretch, ...]:
     """Disjoint stretches, spread evenly over the trace."""
     if blocks < MIN_BLOCKS or blocks % 2:
-        raise ValueError(f"{blocks} blocks: an even number is needed, at least {MIN_BLOCKS}")
+        raise WrongUsage(f"{blocks} blocks: an even number is needed, at least {MIN_BLOCKS}")
     size = each or num_requests // blocks
     if size < MIN_REQUESTS or size * blocks > num_requests:
         raise ValueError(

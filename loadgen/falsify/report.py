@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
+from loadgen.falsify.block import Block
 from loadgen.falsify.design import Design
-from loadgen.falsify.verdict import EXIT_STATUS, Block, Verdict
+from loadgen.falsify.verdict import EXIT_STATUS, RemotePrefill, Verdict
 from loadgen.report.result import UNKNOWN_IF_SIMULATED
 from loadgen.report.style import CSS
 from loadgen.sim.intervals import Interval
@@ -46,12 +47,16 @@ def design_text(design: Design) -> str:
         "B": f"{theirs.name}: {theirs.shape}, {theirs.policy}",
         "both": f"{ours.max_batch_tokens} tokens a step; {design.system}",
         "with": msgspec.json.encode(design.options).decode(),
+        "model": design.model or "",
+        "program": design.program or "",
         "client": msgspec.json.encode(design.client).decode(),
         "traffic": _traffic(design),
         "limits": f"TTFT {design.ttft_ms:g} ms, TPOT {design.tpot_ms:g} ms",
         "primary metric": design.primary,
         "effect": f"{design.effect}; at least {design.minimal_effect * 100:g} points count",
         "blocks": f"{design.num_blocks}, in the order {' '.join(design.orders)} (seed {design.seed})",
+        "resolution": _resolution(design),
+        "settling": f"{design.settle_requests} requests a worker, when the arm changes" * bool(design.settle_requests),
         "stopping": design.stopping,
         "exclusion": design.exclusion,
         "void": design.void,
@@ -59,7 +64,7 @@ def design_text(design: Design) -> str:
         "sha256": design.digest,
     }
     head = "Pre-registered, before the first request" + (" (SIMULATED: nothing is measured)" * design.simulated)
-    return "\n".join([head, *(f"  {name:<15} {text}" for name, text in rows.items())])
+    return "\n".join([head, *(f"  {name:<15} {text}" for name, text in rows.items() if text)])
 
 
 def verdict_text(design: Design, blocks: Sequence[Block], verdict: Verdict) -> str:
@@ -76,7 +81,24 @@ def verdict_text(design: Design, blocks: Sequence[Block], verdict: Verdict) -> s
             f"   {each.difference.mean:+.3g} ({_range(each.difference, 1)})"
             for each in verdict.secondary
         ]
-    return "\n".join([*lines, "", headline(design, blocks, verdict), f"  {verdict.why}", f"  sha256 {design.digest}"])
+    used = [f"  {text}" for text in remote_words(design, verdict)]
+    why = f"  {verdict.why}"
+    return "\n".join([*lines, "", headline(design, blocks, verdict), why, *used, f"  sha256 {design.digest}"])
+
+
+def remote_words(design: Design, verdict: Verdict) -> list[str]:
+    """Of every arm with prefill workers; nothing where the server did not say."""
+    return [_used(design, each) for each in verdict.remote_prefill]
+
+
+def _used(design: Design, of: RemotePrefill) -> str:
+    if of.used:
+        return f"{of.arm}: the router used a prefill worker for {of.used} of {of.requests} requests"
+    text = f"{of.arm}: the router used a prefill worker for none of {of.requests} requests"
+    arm, other = sorted(design.arms, key=lambda arm: arm.name != of.arm)
+    if other.prefill:
+        return text
+    return f"{text}: this arm differs from {other.name} only by prefill workers ({arm.prefill}) that stood idle"
 
 
 def headline(design: Design, blocks: Sequence[Block], verdict: Verdict) -> str:
@@ -91,7 +113,8 @@ def headline(design: Design, blocks: Sequence[Block], verdict: Verdict) -> str:
             f"{verdict.blocks_used} blocks"
         )
     )
-    return f"{label}{design.question}: {verdict.answer.value.upper()}. {effect}"
+    answer = verdict.answer.value.upper() + ", BOTH ARMS FAILED" * verdict.both_failed
+    return f"{label}{design.question}: {answer}. {effect}"
 
 
 def page(design: Design, blocks: Sequence[Block], verdict: Verdict) -> str:
@@ -118,7 +141,7 @@ def page(design: Design, blocks: Sequence[Block], verdict: Verdict) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{CSS}</style></head><body><main><h1>{escape(title)}</h1>"
         f'<div class="card verdict"><b>{escape(headline(design, blocks, verdict))}</b>'
-        f"<p>{escape(verdict.why)}</p></div>"
+        f"<p>{'<br>'.join(map(escape, [verdict.why, *remote_words(design, verdict)]))}</p></div>"
         f"{_section('Attainment by block', head + rows)}{_section('Not for the verdict', head + more)}"
         f"<section><h2>What was fixed beforehand</h2><pre>{escape(design_text(design))}</pre></section>"
         "</main></body></html>\n"
@@ -127,6 +150,14 @@ def page(design: Design, blocks: Sequence[Block], verdict: Verdict) -> str:
 
 def _section(heading: str, table: str) -> str:
     return f'<section><h2>{heading}</h2><div class="card scroll"><table>{table}</tbody></table></div></section>'
+
+
+def _resolution(design: Design) -> str:
+    finest, least = design.finest * 100, design.minimal_effect * 100
+    text = f"at best ±{finest:.1f} points, where all blocks agree: one request more or less in each run"
+    if finest < least:
+        return text
+    return f"{text}; that a gain is less than {least:g} points cannot be told so: more --requests would, or --blocks"
 
 
 def _traffic(design: Design) -> str:

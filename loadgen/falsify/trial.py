@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +20,16 @@ from loadgen.client.config import RunConfig
 from loadgen.experiment.configs import settle_config
 from loadgen.experiment.run import Backend
 from loadgen.experiment.shape import Misfit, Say, Shape, SystemUnavailable, misfit
-from loadgen.falsify.design import Design
+from loadgen.falsify.block import Block, Side, side_of
+from loadgen.falsify.design import SETTLE_REQUESTS, Design
 from loadgen.falsify.progress import Progress
 from loadgen.falsify.questions import Arm
-from loadgen.falsify.verdict import Block, Side
 from loadgen.report.result import STOPPED, RunResult
 from loadgen.traces.request_log import write_request_log
 from loadgen.workloads.workload import Workload
 
 ATTEMPTS = 2  # the design's exclusion rule
 REPORT = {"return_report": True}  # Diptych says what each request cost, and where its prompt was computed
-SETTLE_REQUESTS = 2  # a worker, sent and forgotten when an arm's cluster is new
 
 
 class Stopped(Exception):
@@ -89,7 +90,8 @@ class Trial:
         stem = f"block-{number + 1:02}-{arm.name}" + ("-again" if attempt > 1 else "")
         records = self._folder / f"{stem}.requests.jsonl"
         self._progress.begins()
-        result, _ = await self._backend.measure(config, arm.shape, records)
+        with _void_if_misfit():
+            result, _ = await self._backend.measure(config, arm.shape, records)
         self._progress.ran(number)
         (self._folder / f"{stem}.run.json").write_bytes(msgspec.json.encode(result))
         if STOPPED in result.invalid_because:
@@ -103,10 +105,12 @@ class Trial:
             return self._config(number, arm, log, attempt)
         self._shape = None
         self._progress.begins()
-        try:
+        with _void_if_misfit():
             self._target = await self._backend.shape(arm.shape)
-        except Misfit as error:
-            raise SystemUnavailable(f"the trial is void: {error}") from error
+        if self._design.model and self._target[1] != self._design.model:
+            raise SystemUnavailable(
+                f"the trial is void: {self._target[1]} is served, and {self._design.model} was registered"
+            )
         self._shape = arm.shape
         config = self._config(number, arm, log, attempt)
         await self._backend.settle(settle_config(config, arm.prefill + arm.decode, SETTLE_REQUESTS))
@@ -114,8 +118,9 @@ class Trial:
         return config
 
     def _check(self, arm: Arm, result: RunResult) -> None:
-        phases, apart = result.summary.phases, self._design.question == "disaggregation"
-        if why := misfit(arm.shape, phases.remote_share if phases else None, has_to_be_remote=apart):
+        """A router that may choose and never uses a prefill worker is an answer, and no misfit."""
+        phases = result.summary.phases
+        if why := misfit(arm.shape, phases.remote_share if phases else None):
             raise SystemUnavailable(f"the trial is void: {why}")
 
     def _config(self, number: int, arm: Arm, log: Path, attempt: int) -> RunConfig:
@@ -168,27 +173,12 @@ class Trial:
         return path
 
 
-def side_of(result: RunResult) -> Side:
-    ttft, tpot = (result.summary.latencies.get(name) for name in ("ttft", "tpot"))
-    return Side(
-        measured=result.summary.measured,
-        failed=sum(result.summary.failures.values()),
-        attainment=result.summary.goodput.attainment,
-        ttft_mean_ms=ttft.mean if ttft else None,
-        ttft_p90_ms=ttft.p90 if ttft else None,
-        tpot_mean_ms=tpot.mean if tpot else None,
-        hit_rate=result.summary.cache.hit_rate,
-        invalid_because=list(result.invalid_because),
-        simulated=result.simulated,
-    )
-
-
-def digest_of(workload: Workload) -> str:
-    """SHA-256 over every request as our log writes it: the same for a file and a copy in another format."""
-    digest = hashlib.sha256()
-    for line in write_request_log(workload.requests, workload.labels):
-        digest.update(line)
-    return digest.hexdigest()
+@contextmanager
+def _void_if_misfit() -> Iterator[None]:
+    try:
+        yield
+    except Misfit as error:
+        raise SystemUnavailable(f"the trial is void: {error}") from error
 
 
 def _salt(salt: int, number: int, arm: str, attempt: int) -> int:

@@ -54,6 +54,7 @@ def _series(series: Series) -> dict[str, Any]:
         "valid": series.valid,
         "simulated": series.simulated,
         "runs": len(series.results),
+        "remarks": list(dict.fromkeys(remark for each in series.results for remark in each.remarks)),
         "config": series.first.config,
         "figures": figures_of(series),
     }

@@ -109,9 +109,10 @@ ATTAINMENT = Figure(
 
 
 def _goodput_interval(summary: Summary) -> Interval | None:
-    """Of a single run: that of its attainment, at the rate that it was offered."""
-    sure = summary.goodput.attainment_interval
-    return None if sure is None else Interval(sure.low * summary.offered_per_s, sure.high * summary.offered_per_s)
+    """Of a single run: that of its attainment, scaled to the goodput (of an open loop: at the rate offered)."""
+    sure, share = summary.goodput.attainment_interval, summary.goodput.attainment
+    rate = summary.goodput.requests_per_s / share if share else summary.offered_per_s
+    return None if sure is None else Interval(sure.low * rate, sure.high * rate)
 
 
 GOODPUT = Figure("goodput_per_s", "Goodput", "1/s", lambda s: s.goodput.requests_per_s, _goodput_interval)

@@ -35,10 +35,11 @@ def heat_map(
     title: str, cells: Sequence[Cell], row_title: str, column_title: str, unit: str, *, larger_is_better: bool = True
 ) -> str:
     """One square a cell, deeper for more, the best one framed and named; below it the key of the shades. Cells without
-    a value are hollow. Rows and columns are in the order in which they first appear."""
+    a value are hollow, and where all are 0 nobody is best. Rows and columns are in the order in which they first
+    appear."""
     rows, columns = list(dict.fromkeys(c.row for c in cells)), list(dict.fromkeys(c.column for c in cells))
     known = [cell.value for cell in cells if cell.value is not None]
-    best = (max(known) if larger_is_better else min(known)) if known else None
+    best = (max(known) if larger_is_better else min(known)) if any(known) else None
     low, high = min(known, default=0.0), max(known, default=1.0)
     side = min(WIDEST, (WIDTH - LEFT - 6) / max(1, len(columns)))
     parts = [text(4, 12, f"{row_title} ↓", "start", "y-title")]
@@ -48,7 +49,7 @@ def heat_map(
     ordered = sorted(cells, key=lambda cell: cell.value is not None and cell.value == best)  # the frame on top
     for cell in ordered:
         at = (LEFT + columns.index(cell.column) * side, TOP + rows.index(cell.row) * TALL)
-        share = 1.0 if cell.value is None or high <= low else (cell.value - low) / (high - low)
+        share = (cell.value - low) / (high - low) if cell.value is not None and high > low else float(high > 0)
         parts.append(_cell(cell, at, side, share, cell.value is not None and cell.value == best))
     bottom = TOP + TALL * len(rows)
     if high > low:

@@ -32,14 +32,35 @@ class Interval(msgspec.Struct, frozen=True):
     high: float
 
 
-def t_interval(values: Sequence[float]) -> Interval | None:
-    """Of the mean of independent repeats; none for fewer than two."""
+def t_interval(values: Sequence[float], least_spread: float = 0.0) -> Interval | None:
+    """Of the mean of independent repeats; none for fewer than two.
+
+    Args:
+        least_spread: standard deviation that one repeat has at least, whatever the values seem to say.
+    """
     if len(values) < 2:
         return None
     mean = float(np.mean(values))
     t = T_975[len(values) - 2] if len(values) - 1 <= len(T_975) else 1.96
-    half = t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = t * max(least_spread, float(np.std(values, ddof=1))) / math.sqrt(len(values))
     return Interval(mean - half, mean + half)
+
+
+def paired_interval(differences: Sequence[float], least_spread: float = 0.0) -> Interval | None:
+    """Of the mean of independent differences, each of two runs under the same traffic; none for fewer than two.
+
+    Few short runs agree by chance: two differences of 1/3 each have no spread, and Student's t over them no width. So
+    the spread is taken to be no less than what one request more or less in time would make of it.
+
+    Args:
+        least_spread: of one difference, standard deviation; `one_request` says it for shares.
+    """
+    return t_interval(differences, least_spread)
+
+
+def one_request(num_requests: int) -> float:
+    """The least spread of a difference between two shares of so many requests: one more or less in time, in each."""
+    return math.sqrt(2.0) / num_requests if num_requests else math.inf
 
 
 def block_bootstrap(values: Values, figures: Callable[[Values], Values], seed: int = 0) -> list[Interval] | None:

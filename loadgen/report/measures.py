@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from loadgen.arrivals import ClosedLoop
 from loadgen.client.config import RunConfig, ShardReport
 from loadgen.client.records import Record
+from loadgen.report.goodput import Rate, goodput_of, is_short, meets
 from loadgen.report.intervals import Values, block_bootstrap
 from loadgen.report.phases import phases as phases_of
-from loadgen.report.summary import QUANTILES, Cache, Distribution, Generator, Goodput, Summary
+from loadgen.report.summary import QUANTILES, Cache, Distribution, Generator, Summary
 from loadgen.report.timeline import timeline
 
 NAMED = ("mean", "p50", "p90", "p95", "p99")
@@ -28,13 +30,17 @@ def summarise(
     """
     Args:
         records: of all processes, in order of intended time, with their phase.
-        window_ms: from when to when requests were measured.
+        window_ms: from when to when requests were measured. Without a length there are no rates: they are 0.
         possible_hit_rate: of the plan, see `Cache`.
     """
     measured = [each for each in records if each.phase == "measured"]
     good = [each for each in measured if each.ok]
     phases = Counter(each.phase for each in records)
-    window_s = max(window_ms[1] - window_ms[0], 1e-3) / 1e3
+    # A closed loop's requests come when others end, and those that were sent in a window end after it: what it got
+    # done in a time is what ended in it. An open loop's requests come at their own times, and are judged by those.
+    closed = isinstance(config.arrivals, ClosedLoop)
+    counted = [each for each in records if _inside(_end_ms(each), window_ms)] if closed else measured
+    rate = Rate((window_ms[1] - window_ms[0]) / 1e3)
     gaps, basis = inter_token_gaps(good)
     latencies = {
         "ttft": distribution(_known(each.ttft_ms for each in good)),
@@ -44,7 +50,7 @@ def summarise(
     }
     failures = Counter(each.failure for each in measured if not each.ok)
     return Summary(
-        window_s=round(window_s, 3),
+        window_s=round(rate.window_s, 6),
         sent=len(records),
         warmup=phases["warmup"],
         measured=len(measured),
@@ -53,19 +59,21 @@ def summarise(
         failures=dict(failures.most_common()),
         refused=sum(each.refused for each in measured),
         failed_outside=sum(not each.ok for each in records if each.phase != "measured"),
-        short_answers=sum(each.output_tokens < each.planned_output for each in good),
-        offered_per_s=len(measured) / window_s,
-        requests_per_s=sum(each.ok and _inside(_end_ms(each), window_ms) for each in records) / window_s,
-        input_tokens_per_s=sum(_prompt(each) for each in records if _inside(_first_ms(each), window_ms)) / window_s,
-        output_tokens_per_s=_tokens_inside(records, window_ms) / window_s,
+        short_answers=sum(is_short(each, config) for each in good),
+        offered_per_s=rate(len(measured)),
+        requests_per_s=rate(sum(each.ok and _inside(_end_ms(each), window_ms) for each in records)),
+        input_tokens_per_s=rate(sum(_prompt(each) for each in records if _inside(_first_ms(each), window_ms))),
+        output_tokens_per_s=rate(_tokens_inside(records, window_ms)),
         latencies={name: made for name, made in latencies.items() if made is not None},
         itl_basis=basis,
-        goodput=goodput(config, measured, window_s),
+        tpot_basis="events" if any(not each.tokens_counted for each in good) else "tokens",
+        lumps=sum(each.is_lump for each in good),
+        goodput=goodput_of(config, measured, counted, rate),
         cache=_cache(good, possible_hit_rate),
         phases=phases_of(good),
         generator=_generator(records, shards),
         timeline=timeline(records),
-        by_label=_by_label(config, measured, window_s),
+        by_label=_by_label(config, measured, counted, rate),
     )
 
 
@@ -83,25 +91,6 @@ def distribution(values: Values, resample: bool = True) -> Distribution | None:
         quantiles=[round(value, 3) for value in np.percentile(values, QUANTILES).tolist()],
         intervals=dict(zip(NAMED, intervals, strict=True)) if intervals else {},
     )
-
-
-def goodput(config: RunConfig, measured: Sequence[Record], window_s: float) -> Goodput:
-    met = np.asarray([meets(each, config) for each in measured], np.float64)
-    intervals = block_bootstrap(met, lambda values: np.asarray([values.mean()]))
-    return Goodput(
-        ttft_limit_ms=config.ttft_limit_ms,
-        tpot_limit_ms=config.tpot_limit_ms,
-        attainment=float(met.mean()) if len(met) else 0.0,
-        attainment_interval=intervals[0] if intervals else None,
-        requests_per_s=float(met.sum()) / window_s,
-    )
-
-
-def meets(record: Record, config: RunConfig) -> bool:
-    if not record.ok or record.ttft_ms is None:
-        return False
-    tpot_ms = record.tpot_ms
-    return record.ttft_ms <= config.ttft_limit_ms and (tpot_ms is None or tpot_ms <= config.tpot_limit_ms)
 
 
 def inter_token_gaps(records: Iterable[Record]) -> tuple[Values, str]:
@@ -154,7 +143,9 @@ def _generator(records: Sequence[Record], shards: Sequence[ShardReport]) -> Gene
     )
 
 
-def _by_label(config: RunConfig, measured: Sequence[Record], window_s: float) -> dict[str, dict[str, float]]:
+def _by_label(
+    config: RunConfig, measured: Sequence[Record], counted: Sequence[Record], rate: Rate
+) -> dict[str, dict[str, float]]:
     labels = sorted({each.label for each in measured})
     found: dict[str, dict[str, float]] = {}
     for label in labels if len(labels) > 1 else ():
@@ -165,8 +156,9 @@ def _by_label(config: RunConfig, measured: Sequence[Record], window_s: float) ->
             if len(known := _known(values)):
                 figures |= {f"{name}_p50_ms": float(np.percentile(known, 50))}
                 figures |= {f"{name}_p99_ms": float(np.percentile(known, 99))}
-        met = sum(meets(each, config) for each in mine)
-        found[label] = figures | {"attainment": met / len(mine), "goodput_per_s": met / window_s}
+        attainment = sum(meets(each, config) for each in mine) / len(mine)
+        per_s = rate(sum(meets(each, config) for each in counted if each.label == label))
+        found[label] = figures | {"attainment": attainment, "goodput_per_s": per_s}
     return found
 
 

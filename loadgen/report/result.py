@@ -11,10 +11,11 @@ import msgspec
 
 from loadgen.arrivals import ClosedLoop
 from loadgen.client.config import RunConfig, ShardReport
-from loadgen.client.plan import Plan, phase_of, window_ms
+from loadgen.client.plan import Plan, phase_of
 from loadgen.client.records import Record
 from loadgen.report.measures import summarise
 from loadgen.report.summary import Summary
+from loadgen.report.window import measured_window, ran_out
 from loadgen.workloads.workload import infinite_cache_hits
 
 SCHEMA = "loadgen.run.v1"
@@ -37,6 +38,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     valid: bool
     invalid_because: list[str]
     summary: Summary
+    remarks: list[str] = []  # what a reader of the figures has to know; nothing that makes them wrong
     simulated: bool | None = None  # no model computes, its speed is a timing model's, as the server says; None: unknown
 
     @property
@@ -65,29 +67,21 @@ def make_result(
     """Marks each record's phase, and computes the figures. A run of which nothing is left between warm-up and tail is
     invalid: what was sent is over, and kept.
     """
-    horizon_ms = plan.horizon_ms
-    if horizon_ms is None:  # a closed loop sends until its last client stops
-        horizon_ms = max((each.intended_ms for each in records), default=0.0)
-    window = _window_ms(config, horizon_ms)
+    interrupted = any(shard.interrupted for shard in shards)
+    window = measured_window(config, plan, records, interrupted)
     for record in records:
         record.phase = phase_of(record.intended_ms, window)
     summary = summarise(config, records, shards, window, _possible_hit_rate(plan, records))
-    reasons = _doubts(config, plan, summary, any(shard.interrupted for shard in shards))
+    reasons = _doubts(config, plan, summary, interrupted)
     return RunResult(
         config=config,
         started_at=started_at,
         machine=where,
         valid=not reasons,
         invalid_because=reasons,
+        remarks=_remarks(config, plan, records, summary),
         summary=summary,
     )
-
-
-def _window_ms(config: RunConfig, horizon_ms: float) -> tuple[float, float]:
-    try:
-        return window_ms(config, horizon_ms)
-    except ValueError:
-        return horizon_ms + 1, horizon_ms + 1  # all of it is warm-up
 
 
 def _possible_hit_rate(plan: Plan, records: Sequence[Record]) -> float:
@@ -116,9 +110,33 @@ def _doubts(config: RunConfig, plan: Plan, summary: Summary, interrupted: bool) 
         )
     if not summary.measured:
         reasons.append("no request was measured; make the run longer, or warm-up and tail shorter")
-    if not isinstance(config.arrivals, ClosedLoop) and summary.sent < len(plan.requests) and not interrupted:
+    elif not summary.window_s:
+        reasons.append("what was measured took no time, so there are no rates; make the run longer")
+    by_time = isinstance(config.arrivals, ClosedLoop) and config.duration_s is not None  # its plan is never too short
+    if summary.sent < len(plan.requests) and not interrupted and not by_time:
         reasons.append(f"{len(plan.requests) - summary.sent} planned requests were never sent")
     return reasons
+
+
+def _remarks(config: RunConfig, plan: Plan, records: Sequence[Record], summary: Summary) -> list[str]:
+    remarks = []
+    if ran_out(config, plan, records):
+        remarks.append(
+            f"the workload ran out: it has {len(plan.requests)} requests, and the figures are of the "
+            f"{summary.window_s:g} s that they last, warm-up and tail left out"
+        )
+    if summary.short_answers and config.exact_length:
+        remarks.append(
+            f"answers shorter than they had to be, and so misses of goodput: {summary.short_answers}; for a server "
+            "that does not know ignore_eos, give --no-ignore-eos"
+        )
+    if summary.lumps:
+        remarks.append(
+            f"answers in one piece, which have no time per token, so that their first token's decides: {summary.lumps}"
+        )
+    if summary.tpot_basis == "events" and summary.succeeded:
+        remarks.append("the server does not say how many tokens its answers have: TPOT is a time per event")
+    return remarks
 
 
 def read_result(path: Path) -> RunResult:

@@ -35,8 +35,18 @@ FEW = 4  # series that fit side by side
 
 
 def verdict(series: Sequence[Series]) -> str:
-    """First of all: may the figures be believed, and whose are they."""
-    return _validity(series) + _simulated(series)
+    """First of all: may the figures be believed, whose are they, and what has to be known of them."""
+    return _validity(series) + _simulated(series) + _remarks(series)
+
+
+def _remarks(series: Sequence[Series]) -> str:
+    remarks = [
+        f"{each.label}, seed {run.config.seed}: {remark}"
+        for each in series
+        for run in each.results
+        for remark in run.remarks
+    ]
+    return "".join(f'<p class="soft">{escape(remark)}.</p>' for remark in remarks)
 
 
 def _simulated(series: Sequence[Series]) -> str:
@@ -176,13 +186,17 @@ def configuration(series: Sequence[Series]) -> str:
 
 def definitions(series: Sequence[Series]) -> str:
     tokens = all(run.summary.itl_basis == "tokens" for each in series for run in each.results)
+    counted = all(run.summary.tpot_basis == "tokens" for each in series for run in each.results)
+    pieces = "" if counted else ", n being events where the server does not count tokens"
     gaps = "between tokens" if tokens else "between events; where an event holds several tokens, they count as one"
     return (
         '<p class="soft">Latencies count from the time at which a request was to be sent, so waiting on the measuring '
         "side is in them. TTFT: to the first event with a token. E2E: to the last. TPOT = (E2E − TTFT) / (n − 1), one "
-        f"value for each answer. ITL: gaps {gaps}. Latencies are those of answers that came whole; failed and refused "
-        "requests are counted apart, and always miss the limits of goodput. Warm-up and tail are left out. p99: 99 % "
-        "are at or below it. Goodput: requests a second that were within both limits; attainment: their share of all. "
+        f"value for each answer{pieces}. ITL: gaps {gaps}. Latencies are those of answers that came whole; failed and "
+        "refused requests are counted apart, and always miss the limits of goodput; so do answers shorter than they "
+        "had to be. One that came in one piece has no TPOT: its TTFT decides. Warm-up and tail are left out. p99: "
+        "99 % are at or below it. Goodput: requests a second that were within both limits, in an open loop of those "
+        "due in the measured time, in a closed loop of those that ended in it; attainment: their share of all. "
         "Ranges in small print and whiskers are 95 % confidence intervals: Student’s t over repeats, a block bootstrap "
         "inside a single run. Cache hits: share of prompt tokens that were in a cache; predicted: as the router "
         "expected; possible: with one cache without an end. Balance: Jain’s index over the workers of a role, 1 if all "

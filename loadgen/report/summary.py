@@ -25,13 +25,14 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Goodput(msgspec.Struct, frozen=True, kw_only=True):
-    """Measured requests that met both limits. A failed one missed them; one of a single token has no TPOT to miss."""
+    """Requests that met both limits. A failed one missed them, and so did one whose answer was shorter than it had to
+    be; one that came in one piece, or has a single token, has no TPOT to miss."""
 
     ttft_limit_ms: float
     tpot_limit_ms: float
     attainment: float  # share of the measured requests
     attainment_interval: Interval | None
-    requests_per_s: float
+    requests_per_s: float  # open loop: measured ones that met them; closed loop: all that did and ended in the window
 
     @property
     def said(self) -> str:
@@ -74,7 +75,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    window_s: float  # from warm-up's end to the tail's beginning
+    window_s: float  # from warm-up's end to the tail's beginning; see `loadgen.report.window`
     sent: int
     warmup: int
     measured: int
@@ -83,13 +84,15 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     failures: dict[str, int]  # of the measured, by kind
     refused: int  # of those: 429 and 503
     failed_outside: int  # in warm-up and tail
-    short_answers: int  # succeeded, with fewer tokens than asked for
-    offered_per_s: float
+    short_answers: int  # succeeded, with fewer tokens than they might have had, by the server's count
+    offered_per_s: float  # measured requests; in a closed loop the server sets their pace
     requests_per_s: float  # answers that ended whole in the window
     input_tokens_per_s: float  # prompt tokens of requests whose first token came in the window
     output_tokens_per_s: float  # tokens that came in the window
     latencies: dict[str, Distribution]  # ttft, tpot, itl, e2e; without those that nothing was measured of
     itl_basis: str  # "tokens" where the server says how many an event holds, else "events"
+    tpot_basis: str = "tokens"  # where the server says how many an answer has, else "events"
+    lumps: int = 0  # succeeded, in one event with several tokens: without a TPOT
     goodput: Goodput
     cache: Cache
     phases: Phases | None = None  # where the server reports what they cost

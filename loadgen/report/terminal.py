@@ -27,6 +27,8 @@ def _lines(series: Series) -> Iterator[str]:
     for result in series.results:
         for reason in result.invalid_because:
             yield f"  INVALID (seed {result.config.seed}): {reason}"
+        for remark in result.remarks:
+            yield f"  note (seed {result.config.seed}): {remark}"
     yield from _row(series, "requests", figures.COUNTS)
     yield from _row(series, "rates", figures.THROUGHPUT)
     yield from _row(

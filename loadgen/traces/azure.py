@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
+from loadgen.traces.lines import checked_limit
 from loadgen.traces.mooncake import TraceRequest
 from loadgen.traces.tables import read_table, whole
 
@@ -19,10 +20,10 @@ def read_azure(path: Path, limit: int | None = None) -> list[TraceRequest]:
     """The requests in order of arrival, the first at 0 ms. Requests without a prompt are left out.
 
     Raises:
-        ValueError: a column is missing or a value is wrong; says which line.
+        ValueError: a column is missing or a value is wrong; says which line. Or `limit` is below 1.
         OSError: the file cannot be read.
     """
-    rows = read_table(path, COLUMNS, _row)
+    limit, rows = checked_limit(limit), read_table(path, COLUMNS, _row)
     rows = sorted((row for row in rows if row[1] > 0), key=lambda row: row[0])
     start_s = rows[0][0] if rows else 0.0
     return [TraceRequest((at_s - start_s) * 1e3, prompt, max(1, generated)) for at_s, prompt, generated in rows[:limit]]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.traces.lines import read_lines
+from loadgen.traces.lines import checked_limit, read_lines
 from loadgen.traces.mooncake import TraceRequest
 
 BLOCK_TOKENS = 16
@@ -29,9 +29,10 @@ def read_bailian(path: Path, limit: int | None = None) -> list[TraceRequest]:
     """The requests in order of arrival.
 
     Raises:
-        ValueError: a line is not of the format; says which.
+        ValueError: a line is not of the format; says which. Or `limit` is below 1.
         OSError: the file cannot be read.
     """
+    limit = checked_limit(limit)
     return sorted(read_lines(path, _Line, _request), key=lambda each: each.arrival_ms)[:limit]
 
 

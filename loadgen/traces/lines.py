@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, read into structs, with errors that say where."""
+"""Files of one JSON object a line, read into structs, with errors that say where; and how much of a file is wanted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ import msgspec
 
 Line = TypeVar("Line")
 Made = TypeVar("Made")
+
+
+def checked_limit(limit: int | None) -> int | None:
+    """At most so many requests of a file; None: all.
+
+    Raises:
+        ValueError: it is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"the limit is {limit}; a trace is read whole, or at least one request of it")
+    return limit
 
 
 def read_lines(path: Path, line_type: type[Line], convert: Callable[[Line], Made]) -> list[Made]:

@@ -20,7 +20,10 @@ import msgspec
 import numpy as np
 from blake3 import blake3
 
+from loadgen.traces.lines import checked_limit, read_lines
+
 BLOCK_TOKENS = 512  # of every published Mooncake trace
+MAX_ARRIVAL_MS = 1e12  # some thirty years: what is beyond is no time of this kind
 _MIN_TOKEN = 256  # below are the special tokens of many vocabularies
 
 
@@ -35,8 +38,13 @@ class TraceRequest:
     block_tokens: int = BLOCK_TOKENS
 
     def __post_init__(self) -> None:
-        if self.input_length < 1 or self.output_length < 1 or self.arrival_ms < 0:
-            raise ValueError("a request has at least one token in and one out, and comes after the trace began")
+        if self.input_length < 1 or self.output_length < 1 or not 0 <= self.arrival_ms < MAX_ARRIVAL_MS:
+            raise ValueError(
+                "a request has at least one token in and one out, and comes after the trace began, within "
+                f"{MAX_ARRIVAL_MS:g} ms"
+            )
+        if self.block_tokens < 1:
+            raise ValueError(f"block_tokens is {self.block_tokens}; a block has at least one token")
         if self.hash_ids and len(self.hash_ids) != -(-self.input_length // self.block_tokens):
             raise ValueError(
                 f"{len(self.hash_ids)} hash ids for {self.input_length} tokens; there is one for each block of "
@@ -60,27 +68,16 @@ def read_mooncake(path: Path, block_tokens: int = BLOCK_TOKENS, limit: int | Non
     """The requests of a file in order of arrival, the first `limit` of them.
 
     Raises:
-        ValueError: a line is not of the format; says which.
+        ValueError: a line is not of the format; says which. Or `limit` or `block_tokens` is below 1.
         OSError: the file cannot be read.
     """
-    requests = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                each = msgspec.json.decode(line, type=_Line)
-                requests.append(
-                    TraceRequest(
-                        each.timestamp,
-                        each.input_length,
-                        max(1, each.output_length),
-                        tuple(each.hash_ids),
-                        block_tokens,
-                    )
-                )
-            except ValueError as error:
-                raise ValueError(f"{path.name}, line {number}: {error}") from None
+    limit = checked_limit(limit)
+
+    def made(line: _Line) -> TraceRequest:
+        output_length = max(1, line.output_length)
+        return TraceRequest(line.timestamp, line.input_length, output_length, tuple(line.hash_ids), block_tokens)
+
+    requests = read_lines(path, _Line, made)
     return sorted(requests, key=lambda each: each.arrival_ms)[:limit]
 
 

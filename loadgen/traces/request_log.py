@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.traces.lines import read_lines
+from loadgen.traces.lines import checked_limit, read_lines
 from loadgen.traces.mooncake import TraceRequest
 
 
@@ -32,9 +32,10 @@ def read_request_log(path: Path, limit: int | None = None) -> tuple[list[TraceRe
     """The requests in order of arrival, the first at 0 ms, and the label of each.
 
     Raises:
-        ValueError: a line is not of the format; says which.
+        ValueError: a line is not of the format; says which. Or `limit` is below 1.
         OSError: the file cannot be read.
     """
+    limit = checked_limit(limit)
     lines = sorted(read_lines(path, LogLine, _checked), key=lambda line: line.arrival_ms)[:limit]
     start_ms = lines[0].arrival_ms if lines else 0.0
     return [_request(line, line.arrival_ms - start_ms) for line in lines], [line.label for line in lines]

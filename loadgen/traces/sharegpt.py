@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from loadgen.traces.lines import checked_limit
 from loadgen.traces.mooncake import TraceRequest
 
 BLOCK_TOKENS = 16
@@ -39,9 +40,10 @@ def read_sharegpt(
     """One request for each answer, conversation by conversation, all at 0 ms.
 
     Raises:
-        ValueError: the file is not of the format.
+        ValueError: the file is not of the format, or `limit` is below 1.
         OSError: the file cannot be read.
     """
+    limit = checked_limit(limit)
     try:
         conversations = msgspec.json.decode(path.read_bytes(), type=list[_Conversation])
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,6 +39,17 @@ def whole(text: str) -> int:
         ValueError: it is not a whole number, or below zero.
     """
     number = float(text)
-    if number != int(number) or number < 0:
+    if not (number.is_integer() and number >= 0):  # neither is infinity, nor what is no number
         raise ValueError(f"{text!r} is not a count of tokens")
     return int(number)
+
+
+def seconds(text: str) -> float:
+    """
+    Raises:
+        ValueError: it is not a finite number.
+    """
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text!r} is no time")
+    return number

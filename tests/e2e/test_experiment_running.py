@@ -59,7 +59,7 @@ async def test_a_lent_cluster_is_scaled_measured_and_given_back(tmp_path: Path) 
             first = Experiment(up, file, out)
             await until(first.has_runs(1), lambda: first.said, TIMEOUT_S)
             first.process.send_signal(signal.SIGTERM)
-            assert await first.ended() == 130, first.said
+            assert await first.ended() == 143, first.said
             assert "stopped; what is over is kept" in first.said
             assert "asked the cluster to be as it was found: prefill=1 decode=1" in first.said
             (kept,) = runs(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -95,6 +96,23 @@ def runs_of(made: Experiment, ttft_ms: Ttft) -> list[CellRun]:
     return found
 
 
+def run_with(cell: Cell, seed: int, attainment: float, *, requests: int = 100, valid: bool = True) -> CellRun:
+    """One run of which so many requests were measured, and this share was in time."""
+    summary = _template().summary
+    met = msgspec.structs.replace(summary.goodput, attainment=attainment)
+    summary = msgspec.structs.replace(summary, measured=requests, goodput=met)
+    doubts = [] if valid else ["the generator fell behind"]
+    result = msgspec.structs.replace(_template(), summary=summary, valid=valid, invalid_because=doubts)
+    config = msgspec.structs.replace(result.config, seed=seed)
+    return CellRun(cell=cell, seed=seed, result=msgspec.structs.replace(result, config=config))
+
+
+@cache
+def _template() -> RunResult:
+    made = experiment()
+    return a_result(run_config(made, made.sweep.made()[0], 1, 1, ("http://127.0.0.1:1", "m")), 50.0, remote=True)
+
+
 class Played:
     """A backend that needs no time: says what it was asked, and fails as told."""
 
@@ -103,6 +121,7 @@ class Played:
         self.configs: list[RunConfig] = []
         self.settled: list[RunConfig] = []
         self.closed = 0
+        self.model, self.cluster = "m", ""
         self._late = late
         self._fail_after = fail_after
         self._tick = tick or (lambda _: None)
@@ -110,7 +129,7 @@ class Played:
     async def shape(self, shape: Shape) -> tuple[str, str]:
         self.shapes.append(shape)
         self._tick(10.0)
-        return "http://127.0.0.1:1", "m"
+        return "http://127.0.0.1:1", self.model
 
     async def settle(self, config: RunConfig) -> None:
         self.settled.append(config)

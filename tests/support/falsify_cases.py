@@ -12,8 +12,8 @@ from loadgen.client.config import RunConfig, ShardReport
 from loadgen.client.plan import make_plan
 from loadgen.client.records import Cost, Record
 from loadgen.experiment.shape import Shape
+from loadgen.falsify.block import Block, Side
 from loadgen.falsify.design import Design, Traffic, make_design
-from loadgen.falsify.verdict import Block, Side
 from loadgen.report.result import RunResult, machine, make_result
 
 
@@ -52,9 +52,9 @@ def a_design(
     )
 
 
-def a_side(attainment: float, *, invalid: str = "") -> Side:
+def a_side(attainment: float, *, invalid: str = "", measured: int = 200) -> Side:
     return Side(
-        measured=20,
+        measured=measured,
         failed=0,
         attainment=attainment,
         ttft_mean_ms=100.0 / max(attainment, 0.1),
@@ -65,8 +65,9 @@ def a_side(attainment: float, *, invalid: str = "") -> Side:
     )
 
 
-def a_block(number: int, first: float, second: float, *, invalid: str = "") -> Block:
-    return Block(number=number, order="AB", first=a_side(first, invalid=invalid), second=a_side(second), attempts=1)
+def a_block(number: int, first: float, second: float, *, invalid: str = "", measured: int = 200) -> Block:
+    ours, theirs = a_side(first, invalid=invalid, measured=measured), a_side(second, measured=measured)
+    return Block(number=number, order="AB", first=ours, second=theirs, attempts=1)
 
 
 class ScriptedBackend:

@@ -129,7 +129,8 @@ class Connection(asyncio.Protocol):
         self.answer(path, body, usage, fault)
 
     def answer(self, path: str, body: Body, usage: dict[str, Any], fault: str) -> None:
-        """Faults: http_NNN, silent, drop, cut (half of the stream), error_event, no_done, empty, close_idle."""
+        """Faults: http_NNN, silent, drop, cut (half of the stream), error_event, no_done, empty, close_idle, abort
+        (as vLLM does when it gives a request up)."""
         if fault.startswith("http_"):
             self.json(int(fault.removeprefix("http_")), {"error": {"message": "as asked", "code": fault}})
             return
@@ -150,6 +151,8 @@ class Connection(asyncio.Protocol):
             events = events[: len(events) // 2]
         if fault == "error_event":
             events.append(chunk(b'data: {"error": {"message": "as asked", "type": "server_error"}}\n\n') + b"0\r\n\r\n")
+        elif fault == "abort":
+            events = [ABORTED]
         elif fault == "no_done":
             events[-1] = b"0\r\n\r\n"
         self.transport.write(HEAD + (ROLE if "chat" in path else b""))
@@ -209,6 +212,9 @@ def chunk(data: bytes) -> bytes:
 
 
 ROLE = chunk(b'data: {"id":"c","choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n')
+
+
+ABORTED = chunk(FRONT + b'"text":"","finish_reason":"abort"}]}\n\n') + chunk(DONE) + b"0\r\n\r\n"
 
 
 async def serve(config: Mock) -> None:

@@ -14,7 +14,7 @@ import pytest
 from mock_process import mock_server
 
 from loadgen.arrivals import ClosedLoop, OpenLoop, TraceTimes, parse_rate
-from loadgen.client.config import RunConfig
+from loadgen.client.config import Progress, RunConfig
 from loadgen.client.records import Record, read_records
 from loadgen.client.run import run_once
 from loadgen.report.result import RunResult
@@ -106,6 +106,7 @@ FAULTS = {
     "cut": "cut",
     "error_event": "error_event",
     "empty": "empty",
+    "abort": "finish_abort",
     "silent": "timeout",
 }
 
@@ -233,6 +234,34 @@ async def test_a_run_that_is_stopped_keeps_what_it_has_and_is_invalid(tmp_path: 
     assert 0 < len(records) < 1_000
     assert any(record.ok for record in records)
     assert {record.failure for record in records} <= {"", "aborted"}
+
+
+async def test_a_process_that_had_ended_is_not_lost_with_a_run_that_is_stopped(tmp_path: Path) -> None:
+    """Of three requests the last, of the first process, is never answered; the other process is done at once."""
+    said: list[Progress] = []
+    twice = asyncio.Event()
+
+    def on_progress(progress: Progress) -> None:
+        said.append(progress)
+        if len([each for each in said if each.sent == 3]) >= 3:
+            twice.set()
+
+    with mock_server(faults={"silent": 3}) as server:
+        config = config_of(server.base_url, num_requests=3, processes=2)
+        running = asyncio.ensure_future(run(config, tmp_path, on_progress=on_progress))
+        await asyncio.wait_for(twice.wait(), 30)
+        running.cancel()
+        result, records = await asyncio.wait_for(running, 30)
+    assert said[-1].ended >= 2  # the other process's, too
+    assert result.invalid_because == ["the run was stopped before its end"]
+    assert sorted(record.failure for record in records) == ["", "", "aborted"]
+
+
+async def test_the_last_that_is_said_is_all_of_it(tmp_path: Path) -> None:
+    said: list[Progress] = []
+    with mock_server() as server:
+        await run(config_of(server.base_url, processes=2), tmp_path, on_progress=said.append)
+    assert (said[-1].sent, said[-1].ended) == (30, 30)
 
 
 async def test_what_is_wrong_is_said_before_anything_is_sent(tmp_path: Path) -> None:

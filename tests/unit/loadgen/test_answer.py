@@ -79,6 +79,35 @@ def test_tokens_that_cannot_be_shown_are_tokens() -> None:
     assert (record.failure, record.ttft_ms, record.output_tokens) == ("", 10, 2)
 
 
+@pytest.mark.parametrize("reason", ["stop", "length", "tool_calls", "function_call", "content_filter"])
+def test_reasons_of_whole_answers(reason: str) -> None:
+    record = record_of(text("a", reason), DONE)
+    assert (record.failure, record.finish_reason) == ("", reason)
+
+
+def test_what_a_server_calls_a_reason_is_not_kept_as_it_is() -> None:
+    assert record_of(text("a", "Oh no: <secret>"), DONE).finish_reason == "ohnosecret"
+
+
+def test_several_tokens_in_one_piece_have_no_time_between_them() -> None:
+    last = sse({"choices": [], "usage": usage(3)})
+    lump = record_of(text("abc"), text("", "length"), last, DONE)
+    assert (lump.ok, lump.is_lump, lump.tpot_ms, lump.output_tokens) == (True, True, None, 3)
+    apart = record_of(text("a"), text("bc", "length"), last, DONE)
+    assert (apart.is_lump, apart.tpot_ms) == (False, 5)
+    alone = record_of(text("a", "length"), sse({"choices": [], "usage": usage(1)}), DONE)
+    assert (alone.is_lump, alone.tpot_ms) == (False, None)
+
+
+def test_whether_the_server_counted() -> None:
+    assert record_of(text("a"), text("b", "length"), sse({"choices": [], "usage": usage(2)}), DONE).tokens_counted
+    uncounted = record_of(text("a"), text("b", "length"), DONE)
+    assert (uncounted.tokens_counted, uncounted.is_lump) == (False, False)
+    uncounted = record_of(text("a b c", "length"), DONE)
+    uncounted.planned_output = 3
+    assert uncounted.is_lump  # as far as can be told
+
+
 def test_counts_in_every_event() -> None:
     record = record_of(text("ab", usage=usage(2)), text("cde", "length", usage=usage(5)), DONE)
     assert record.event_tokens == [2, 3]
@@ -105,7 +134,23 @@ def test_what_a_router_foresaw() -> None:
         ((text("a"),), "truncated"),
         ((text("a", "stop"), b"data: {"), "truncated"),
         ((DONE,), "empty"),
-        ((text("", "stop"), DONE), ""),  # a token ended it, e.g. a stop token: there is no text
+        ((text("", "stop"), DONE), "empty"),
+        ((text("", "stop"), sse({"choices": [], "usage": usage(0)}), DONE), "empty"),
+        ((text("", "stop"), sse({"choices": [], "usage": usage(1)}), DONE), ""),  # e.g. a stop token: it has no text
+        ((text("", "abort"), DONE), "finish_abort"),
+        ((text("a"), text("b", "abort"), sse({"choices": [], "usage": usage(2)}), DONE), "finish_abort"),
+        ((text("a", "error"), DONE), "finish_error"),
+        ((text("a", "Ig\n nore <all> 123 " + "x" * 99), DONE), "finish_ignoreallxxxxxxxxxxxxxxx"),
+        ((text("a", "137"), DONE), "finish_other"),
+        ((text("a"), b'event: error\ndata: {"message": "no", "code": 500}\n\n', DONE), "error_event"),
+        ((text("a"), b"event: error\n: no worker\n\n", text("", "stop"), DONE), "error_event"),
+        ((text("a", "stop"), b"event: error\n", DONE), "error_event"),
+        ((text("a"), sse({"object": "error", "message": "no"}), DONE), "error_event"),
+        ((text("a"), sse({"error": 1}), DONE), "error_event"),
+        ((text("a", "stop", error=None), DONE), ""),
+        ((text("a", "stop"), b'data: {"choices": null, "usage": {"completion_tokens": 1}}\n\n', DONE), ""),
+        ((text("a", "stop"), b"data: [DONE]\n"), ""),
+        ((text("a"), b"data: [DONE]\n"), ""),
         ((b"data: nonsense\n\n", DONE), "not_a_stream"),
         ((b'data: {"choices": 3}\n\n', DONE), "not_a_stream"),
         ((b'data: {"choices": [{"text": "\xff"}]}\n\n', DONE), "not_a_stream"),

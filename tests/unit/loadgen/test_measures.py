@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
-from loadgen.arrivals import OpenLoop, parse_rate
+from loadgen.arrivals import ClosedLoop, OpenLoop, parse_rate
 from loadgen.client.config import RunConfig, ShardReport
 from loadgen.client.records import Record, read_records, write_records
 from loadgen.report.intervals import block_bootstrap, t_interval
@@ -44,8 +45,8 @@ def failed(intended_ms: float, failure: str) -> Record:
     return Record(index=0, intended_ms=intended_ms, planned_input=100, planned_output=11, failure=failure, e2e_ms=5.0)
 
 
-def summary(*records: Record, window_ms: tuple[float, float] = (0, 10_000)) -> Summary:
-    return summarise(CONFIG, records, [SHARD], window_ms, possible_hit_rate=0.5)
+def summary(*records: Record, window_ms: tuple[float, float] = (0, 10_000), config: RunConfig = CONFIG) -> Summary:
+    return summarise(config, records, [SHARD], window_ms, possible_hit_rate=0.5)
 
 
 def test_latencies_and_rates() -> None:
@@ -83,6 +84,66 @@ def test_goodput_needs_both_limits() -> None:
     assert made.goodput.attainment == pytest.approx(3 / 5)
 
 
+CLOSED = msgspec.structs.replace(CONFIG, arrivals=ClosedLoop(2), ttft_limit_ms=1e6)
+
+
+def test_a_closed_loop_gets_done_what_ends_in_its_time() -> None:
+    """One client, answers of 4 s, all in time: one that began in the warm-up ends in the window, the last does not.
+    Counted by when they were sent, it would be 2 until the last was sent, at 8 s."""
+    sent = [record(at, ttft_ms=3_900, phase="measured" if at >= 2_000 else "warmup") for at in (0, 4_000, 8_000)]
+    made = summary(*sent, window_ms=(2_000, 10_000), config=CLOSED)
+    assert made.goodput.requests_per_s == made.requests_per_s == pytest.approx(2 / 8)
+    assert (made.warmup, made.measured, made.goodput.attainment) == (1, 2, 1)
+    assert made.latencies["ttft"].count == 2  # of warm-up, nothing
+
+
+def test_a_closed_loops_goodput_leaves_out_misses_and_says_its_classes() -> None:
+    late = record(0, ttft_ms=2e6, label="a")
+    late.e2e_ms = 100.0
+    sent = [late, record(0, label="b"), failed(0, "cut"), record(5_000, label="b"), record(9_990, label="a")]
+    made = summary(*sent, config=CLOSED)
+    assert made.goodput.attainment == pytest.approx(3 / 5)
+    assert made.goodput.requests_per_s == pytest.approx(0.2)  # the last one ends after the window
+    assert (made.by_label["a"]["goodput_per_s"], made.by_label["b"]["goodput_per_s"]) == (0, pytest.approx(0.2))
+    assert made.by_label["a"]["attainment"] == 0.5
+
+
+def test_a_window_without_a_length_has_no_rates() -> None:
+    made = summary(record(0), window_ms=(0, 0))
+    assert (made.goodput.requests_per_s, made.offered_per_s, made.output_tokens_per_s) == (0, 0, 0)
+
+
+def test_a_short_answer_is_a_miss_where_its_length_was_asked_for() -> None:
+    short = record(0, planned_output=20)
+
+    def attained(each: Record, **fields: object) -> float:
+        return summary(each, config=msgspec.structs.replace(CONFIG, **fields)).goodput.attainment
+
+    assert attained(short) == 0
+    assert attained(short, ignore_eos=False) == 1
+    assert attained(short, extra_body={"ignore_eos": None}) == 1
+    assert attained(short, extra_body={"stop": ["."]}) == 1
+    assert attained(short, extra_body={"max_tokens": None, "max_completion_tokens": 11}) == 1
+    assert attained(short, extra_body={"max_tokens": None}) == 1
+    short.tokens_counted = False  # an event may have had several
+    assert attained(short) == 1
+    assert summary(short).short_answers == 0
+
+
+def test_an_answer_in_one_piece_has_no_tpot_and_its_first_token_decides() -> None:
+    lump = record(0, e2e_ms=50.0)
+    lump.itl_ms = []
+    late = msgspec.structs.replace(lump, ttft_ms=1e6, e2e_ms=1e6)
+    made = summary(lump, late, record(1_000))
+    assert (made.lumps, made.latencies["tpot"].count) == (2, 1)
+    assert made.goodput.attainment == pytest.approx(2 / 3)
+
+
+def test_what_tpot_is_a_time_of() -> None:
+    assert summary(record(0)).tpot_basis == "tokens"
+    assert summary(record(0), record(1, tokens_counted=False)).tpot_basis == "events"
+
+
 def test_warmup_and_tail_are_apart_but_their_tokens_count_inside_the_window() -> None:
     """A warm-up answer of 11 tokens, ten of them after the window began."""
     early = record(900, ttft_ms=50, itl_ms=100, phase="warmup")
@@ -113,7 +174,8 @@ def test_short_answers_and_classes() -> None:
     made = summary(record(0, label="a", planned_output=20), record(1, label="b"), failed(2, "cut"))
     assert made.short_answers == 1
     assert set(made.by_label) == {"", "a", "b"}
-    assert made.by_label["a"]["attainment"] == 1
+    assert made.by_label["a"]["attainment"] == 0
+    assert made.by_label["b"]["attainment"] == 1
     assert made.by_label[""]["failed"] == 1
 
 

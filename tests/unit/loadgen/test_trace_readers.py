@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from loadgen.traces.azure import read_azure
 from loadgen.traces.bailian import read_bailian
 from loadgen.traces.burstgpt import read_burstgpt
-from loadgen.traces.mooncake import TraceRequest
+from loadgen.traces.mooncake import TraceRequest, read_mooncake
 from loadgen.traces.request_log import read_request_log, write_request_log
 from loadgen.traces.sharegpt import read_sharegpt
 
@@ -106,6 +107,15 @@ def test_a_request_log_may_count_from_1970(tmp_path: Path) -> None:
     assert [each.arrival_ms for each in requests] == [0, 250]
 
 
+@pytest.mark.parametrize("limit", [0, -1])
+@pytest.mark.parametrize(
+    "reader", [read_azure, read_bailian, read_burstgpt, read_mooncake, read_request_log, read_sharegpt]
+)
+def test_a_limit_is_none_or_some(reader: Callable[..., object], limit: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"limit is {limit}"):
+        reader(written(tmp_path, ""), limit=limit)
+
+
 @pytest.mark.parametrize(
     ("reader", "content", "said"),
     [
@@ -117,6 +127,15 @@ def test_a_request_log_may_count_from_1970(tmp_path: Path) -> None:
         (read_request_log, '{"arrival_ms": 1, "input_tokens": 40, "output_tokens": 1, "hash_ids": [1]}', "line 1"),
         (read_request_log, '{"arrival_ms": 1, "input_tokens": 4, "output_tokens": 1, "prompt": "x"}', "line 1"),
         (read_sharegpt, '{"conversations": []}', "trace"),
+        (read_azure, "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.5,inf,1\n", "line 2"),
+        (read_azure, "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.5,1,nan\n", "line 2"),
+        (read_burstgpt, "Timestamp,Request tokens,Response tokens\n1,inf,3\n", "line 2"),
+        (read_burstgpt, "Timestamp,Request tokens,Response tokens\ninf,2,3\n", "line 2"),
+        (read_burstgpt, "Timestamp,Request tokens,Response tokens\n1,2,3\nnan,2,3\n", "line 3"),
+        (read_burstgpt, "Timestamp,Request tokens,Response tokens\n1,2,3\n1e10,2,3\n", "after the trace began"),
+        (read_bailian, '{"timestamp": 1e300, "input_length": 1, "output_length": 1}\n', "line 1"),
+        (read_mooncake, '{"timestamp": 1e12, "input_length": 1, "output_length": 1}\n', "line 1"),
+        (read_request_log, '{"arrival_ms": 1, "input_tokens": 4, "output_tokens": 1, "block_tokens": 0}', "line 1"),
     ],
 )
 def test_errors_say_where(reader: object, content: str, said: str, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def test_cells_meet_equal_traffic_and_never_each_others_prompts() -> None:
     salts = {of_a.salt, of_b.salt, again.salt, settle_config(of_a, 2, 2).salt, run_config(made, a, 1, 8, TARGET).salt}
     assert len(salts) == 5
     assert run_config(made, a, 1, 7, TARGET) == of_a
+    assert of_a.continuous_usage  # gaps are between tokens, as those in virtual time are
 
 
 def test_the_rate_follows_from_tokens_and_workers() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import json
+import os
 import ssl
+import subprocess
+import sys
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -12,18 +16,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import msgspec
 import psutil
 import pytest
 from certificates import Authority, Files
+from experiments import a_result, experiment
 
 from diptych.trust import pinned, trusting
-from loadgen.experiment import admin, system
+from loadgen.client.config import RunConfig
+from loadgen.experiment import admin, served, system
 from loadgen.experiment.admin import AdminDoor, Stats
-from loadgen.experiment.process import find_door
+from loadgen.experiment.configs import run_config
+from loadgen.experiment.process import Door, find_door
 from loadgen.experiment.served import Served
 from loadgen.experiment.system import RunningCluster, Shape, SystemUnavailable, describe
 from loadgen.experiment.toml import to_toml
 from loadgen.experiment.use import Sampler
+from loadgen.report.result import STOPPED, RunResult
 
 
 class Cluster:
@@ -67,6 +76,7 @@ class Cluster:
         ]
         router = {"kind": "router", "record": {"http_address": f"{self._host}:81", "tls": self._tls}, "stats": None}
         return {
+            "name": "blue",
             "model": "m",
             "wanted": self.counts | {"router": 1},
             "processes": [*workers, router],
@@ -176,6 +186,8 @@ async def test_a_model_behind_a_certificate_that_is_not_believed_is_explained(tm
     with locked_server(files) as url:
 
         class System:
+            cluster = ""
+
             async def shape(self, shape: Shape) -> str:
                 return url
 
@@ -280,6 +292,51 @@ def test_the_only_cluster_that_lives_is_found(tmp_path: Path) -> None:
         find_door(tmp_path)
     assert find_door(tmp_path, "mine").admin_url == "http://mine"
     assert find_door(tmp_path, "mine-too").admin_url == "http://mine-too"
+
+
+def test_a_cluster_that_has_ended_is_not_alive_before_its_parent_has_asked(tmp_path: Path) -> None:
+    """A zombie keeps its number and its start time."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        process = psutil.Process(ended.pid)
+        created_at_s = process.create_time()
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is left for others to ask of
+        assert process.status() == psutil.STATUS_ZOMBIE
+        door = Door("mine", "http://mine", "k", ended.pid, created_at_s)
+        assert not door.alive
+        (tmp_path / "mine.json").write_bytes(msgspec.json.encode(door))
+        with pytest.raises(SystemUnavailable, match="there is none"):
+            find_door(tmp_path)
+
+
+def test_a_process_that_may_not_be_looked_at_is_nobodys_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(pid: int) -> psutil.Process:
+        raise psutil.AccessDenied(pid)
+
+    monkeypatch.setattr(psutil, "Process", denied)
+    assert not Door("mine", "http://mine", "k", 1, 0.0).alive
+
+
+async def test_a_running_cluster_says_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = running(Cluster(1, 1), monkeypatch)
+    backend = Served(made, lambda: made.door, {})
+    assert backend.cluster == ""
+    await made.shape(Shape(prefill=1, decode=1))
+    assert backend.cluster == "blue"
+
+
+async def test_a_stop_while_new_workers_are_settled_is_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client takes a cancellation for the end of its run, and returns what it has."""
+
+    async def cut_off(config: RunConfig, **_: object) -> RunResult:
+        result = a_result(config, 50.0, remote=True)
+        return msgspec.structs.replace(result, valid=False, invalid_because=[STOPPED])
+
+    monkeypatch.setattr(served, "run_once", cut_off)
+    made = experiment()
+    config = run_config(made, made.sweep.made()[0], 1, 1, ("http://127.0.0.1:1", "m"))
+    backend = Served(running(Cluster(1, 1), monkeypatch), lambda: None, {})
+    with pytest.raises(asyncio.CancelledError):
+        await backend.settle(config)
 
 
 async def test_use_is_read_from_the_status() -> None:

@@ -16,14 +16,19 @@ from falsify_cases import ScriptedBackend, a_design
 
 from loadgen.client.plan import make_plan
 from loadgen.client.run import ShardFailed
+from loadgen.experiment.admin import Status
 from loadgen.experiment.placement import Placement
 from loadgen.experiment.shape import Shape, SystemUnavailable
 from loadgen.falsify import assemble
-from loadgen.falsify.cli import _run, falsify
+from loadgen.falsify.attended import Attended
+from loadgen.falsify.cli import REGISTERED, _run, falsify
+from loadgen.falsify.program import program
 from loadgen.falsify.report import as_data, page, verdict_text
-from loadgen.falsify.trial import Trial, digest_of
-from loadgen.falsify.verdict import Answer, judge
+from loadgen.falsify.trial import Trial
+from loadgen.falsify.verdict import EXIT_STATUS, Answer, judge
 from loadgen.planner.options import EngineOptions
+from loadgen.planner.traffic import digest_of
+from loadgen.planner.usage import WRONG_USAGE
 from loadgen.traces.mooncake import TraceRequest
 from loadgen.workloads.workload import Workload
 
@@ -85,8 +90,8 @@ def test_a_block_in_which_the_generator_fell_behind_is_run_once_more_and_then_le
 
 
 def test_what_the_digest_is_over() -> None:
-    assert digest_of(workload()) == digest_of(workload())
-    assert digest_of(workload()) != digest_of(workload(399))
+    whole, same, shorter = (digest_of(of.requests, of.labels) for of in (workload(), workload(), workload(399)))
+    assert whole == same != shorter
 
 
 def write_log(path: Path, num_requests: int = 160) -> Path:
@@ -127,13 +132,34 @@ def test_the_command_in_virtual_time(
 def test_the_plan_is_written_before_anything_is_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = write_log(tmp_path / "mine.jsonl")
     options = {"slo": "ttft_ms=1,tpot_ms=1", "blocks": 4, "out": tmp_path / "out"}
-    assert falsify(str(trace), **options, register_only=True) == 0  # type: ignore[arg-type]
+    assert falsify(str(trace), **options, register_only=True) == REGISTERED  # type: ignore[arg-type]
+    assert {REGISTERED}.isdisjoint(EXIT_STATUS.values())
     assert "Pre-registered" in capsys.readouterr().out
     assert (tmp_path / "out" / "design.json").exists()
-    for wrong in ({"blocks": 3}, {"minimal_effect": 1.0}, {"warmup": 1.0}, {"prefill": 0}, {"requests": 50}):
-        assert falsify(str(trace), **{**options, **wrong}, register_only=True) == 1  # type: ignore[arg-type]
-    assert falsify(str(trace), **options, question="cache-aware", running=True) == 1  # type: ignore[arg-type]
-    assert "policy" in capsys.readouterr().err
+    assert falsify(str(trace), **options, requests=50) == 1  # type: ignore[arg-type]  # more than the trace has
+    assert falsify(str(trace), **options, seed=5) == 1  # type: ignore[arg-type]
+    assert "it differs in seed)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"slo": "ttft_ms=1"},
+        {"slo": "ttft_ms=1,tpot_ms=much"},
+        {"blocks": 3},
+        {"minimal_effect": 1.0},
+        {"warmup": 1.0},
+        {"prefill": 0},
+        {"rate": 3.0, "speedup": 2.0},
+        {"simulate": True, "engine": EngineOptions(timing="quick")},
+        {"question": "cache-aware", "running": True},
+    ],
+)
+def test_wrong_usage_has_a_status_of_its_own(tmp_path: Path, wrong: dict[str, object]) -> None:
+    trace, out = write_log(tmp_path / "mine.jsonl"), tmp_path / "out"
+    options: dict[str, object] = {"slo": "ttft_ms=1,tpot_ms=1", "blocks": 4, "out": out, **wrong}
+    assert falsify(str(trace), **options) == WRONG_USAGE == 2  # type: ignore[arg-type]
+    assert not out.exists()
 
 
 def test_stopped_in_a_run_there_is_no_verdict(tmp_path: Path) -> None:
@@ -213,19 +239,97 @@ def test_a_folder_with_runs_takes_no_second_trial(tmp_path: Path, capsys: pytest
     """Stopped before its verdict, a trial has shown figures all the same."""
     trace, out = write_log(tmp_path / "mine.jsonl"), tmp_path / "out"
     options = {"slo": "ttft_ms=90,tpot_ms=1000", "blocks": 4, "out": out, "simulate": True, "engine": ENGINE}
-    assert falsify(str(trace), **options, register_only=True) == 0  # type: ignore[arg-type]
+    assert falsify(str(trace), **options, register_only=True) == REGISTERED  # type: ignore[arg-type]
     (out / "block-01-colocated.run.json").write_text("{}")
     assert falsify(str(trace), **options) == 1  # type: ignore[arg-type]
     assert "runs of this design" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("remote", "words"),
-    [(False, "not one was prefilled by a prefill worker"), (True, "not what this run was to measure")],
-)
-def test_arms_that_are_not_what_they_say_make_a_trial_void(tmp_path: Path, remote: bool, words: str) -> None:
-    with pytest.raises(SystemUnavailable, match=f"the trial is void: .*{words}"):
-        run(ScriptedBackend(lambda shape, number: True, remote=lambda shape: remote), tmp_path)
+def test_an_arm_without_prefill_workers_that_used_one_makes_a_trial_void(tmp_path: Path) -> None:
+    with pytest.raises(SystemUnavailable, match=r"the trial is void: .*not what this run was to measure"):
+        run(ScriptedBackend(lambda shape, number: True, remote=lambda shape: True), tmp_path)
+
+
+def test_a_router_that_never_finds_a_prefill_worker_worth_while_is_an_answer(tmp_path: Path) -> None:
+    """Short prompts: decode workers compute them sooner themselves, and half of the workers stand idle."""
+    slower = ScriptedBackend(lambda shape, number: not shape.prefill or number % 2 == 0, remote=lambda shape: False)
+    trial = run(slower, tmp_path)
+    verdict = judge(a_design(), trial.blocks)
+    assert verdict.answer is Answer.DOES_NOT_PAY
+    (used,) = as_data(a_design(), trial.blocks, verdict, 0)["remote_prefill"]
+    assert used == {"arm": "disaggregated", "requests": 160, "used": 0}
+    for said in (verdict_text(a_design(), trial.blocks, verdict), page(a_design(), trial.blocks, verdict)):
+        assert "the router used a prefill worker for none of 160 requests" in said
+        assert "differs from colocated only by prefill workers (1) that stood idle" in said
+
+
+def test_how_often_a_prefill_worker_was_used_is_told_with_the_verdict(tmp_path: Path) -> None:
+    numbers = iter(range(1_000))
+    sometimes = ScriptedBackend(
+        lambda shape, number: True, remote=lambda shape: bool(shape.prefill) and next(numbers) % 4 == 0
+    )
+    trial = run(sometimes, tmp_path)
+    text = verdict_text(a_design(), trial.blocks, judge(a_design(), trial.blocks))
+    assert "disaggregated: the router used a prefill worker for 40 of 160 requests" in text
+    assert "stood idle" not in text
+
+
+@pytest.mark.parametrize("there", [1, 0])
+def test_prefill_workers_that_were_not_used_are_looked_for(tmp_path: Path, there: int) -> None:
+    class Door:
+        async def status(self) -> Status:
+            return Status(
+                model="model", wanted={}, processes=[], complete=True, placeable={"prefill": there, "decode": 2}
+            )
+
+    never = ScriptedBackend(lambda shape, number: True, remote=lambda shape: False)
+    attended = Attended(never, lambda: Door())  # type: ignore[arg-type, return-value]
+    if there:
+        assert len(run(attended, tmp_path).blocks) == 8  # type: ignore[arg-type]
+    else:
+        with pytest.raises(SystemUnavailable, match=r"the trial is void: .*: 0 of its prefill workers are there"):
+            run(attended, tmp_path)  # type: ignore[arg-type]
+    used = ScriptedBackend(lambda shape, number: True, remote=lambda shape: bool(shape.prefill))
+    attended = Attended(used, lambda: Door())  # type: ignore[arg-type, return-value]
+    assert len(run(attended, tmp_path / "used").blocks) == 8  # type: ignore[arg-type]
+
+
+def test_what_a_running_cluster_serves_is_asked_at_its_admin_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cluster:
+        closed = False
+
+        @property
+        def door(self) -> Cluster:
+            return self
+
+        async def status(self) -> Status:
+            return Status(model="model-1", wanted={}, processes=[], complete=True)
+
+        async def close(self) -> None:
+            self.closed = True
+
+    cluster, asked = Cluster(), []
+    monkeypatch.setattr(assemble, "running_cluster", lambda *of: asked.append(of[:3]) or cluster)
+    assert assemble.served_model(assemble.Running("http://door", "key"), "ca.pem", print) == "model-1"
+    assert asked == [("http://door", "key", "ca.pem")]
+    assert cluster.closed
+
+
+def test_a_running_cluster_is_registered_with_its_model_and_has_to_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(assemble, "served_model", lambda *_: "model-1")
+    backend = ScriptedBackend(lambda shape, number: True, remote=lambda shape: bool(shape.prefill))
+    monkeypatch.setattr(assemble, "running", lambda *_: backend)
+    trace, out = write_log(tmp_path / "mine.jsonl"), tmp_path / "out"
+    options = {"slo": "ttft_ms=1,tpot_ms=1", "blocks": 4, "running": True, "out": out}
+    assert falsify(str(trace), **options) == 1  # type: ignore[arg-type]  # it serves "model"
+    assert "the trial is void: model is served, and model-1 was registered" in capsys.readouterr().err
+    design = json.loads((out / "design.json").read_text())["design"]
+    assert design["model"] == "model-1"
+    assert design["settle_requests"] == 2
+    assert design["program"] == program()
+    assert design["program"].startswith("diptych ")
 
 
 def test_a_router_with_another_policy_makes_a_trial_void(
@@ -312,6 +416,6 @@ def test_what_decides_is_in_the_hash(tmp_path: Path) -> None:
     found = set()
     for number, change in enumerate(changes):
         out = tmp_path / str(number)
-        assert falsify(str(trace), **base, **change, out=out) == 0  # type: ignore[arg-type]
+        assert falsify(str(trace), **base, **change, out=out) == REGISTERED  # type: ignore[arg-type]
         found.add(json.loads((out / "design.json").read_text())["sha256"])
     assert len(found) == len(changes)

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,16 @@ def test_requests_without_ids_share_nothing() -> None:
     assert len(blocks.prompt(request, 1)) == 600
 
 
-@pytest.mark.parametrize("wrong", [(0.0, 0, 1), (0.0, 1, 0), (-1.0, 1, 1)])
+def test_blocks_of_nothing_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text("\n".join(write_mooncake([TraceRequest(5.0, 3, 1, (1,))])))
+    with pytest.raises(ValueError, match="block_tokens is 0"):
+        read_mooncake(path, block_tokens=0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [(0.0, 0, 1), (0.0, 1, 0), (-1.0, 1, 1), (math.inf, 1, 1), (math.nan, 1, 1), (1e12, 1, 1)]
+)
 def test_impossible_requests_are_refused(wrong: tuple[float, int, int]) -> None:
     with pytest.raises(ValueError, match="at least one token"):
         TraceRequest(*wrong)
