@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from diptych.membership import connect
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one may take ten times as long
 hypothesis.settings.load_profile("any machine")
+
+# A shell that runs the tests in the background has SIGINT ignored, and so would all processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
