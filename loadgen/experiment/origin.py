@@ -7,20 +7,15 @@ Does not know a remote cluster's commit, nor whether a model of the same name ha
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 import diptych
+from loadgen.experiment.software import commit
 from loadgen.experiment.spec import PLACEHOLDERS, Experiment
 from loadgen.workloads.spec import READERS
-
-HERE = Path(__file__).resolve().parent
-# What decides how anything is measured; the rest of a checkout may change meanwhile.
-SOURCES = (":/", ":(top,exclude)docs", ":(top,exclude)tests", ":(top,exclude)benchmarks", ":(top,exclude)*.md")
-GIT_TIMEOUT_S = 10.0
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +54,7 @@ def origin_of(experiment: Experiment) -> Origin:
         OSError: a file that the experiment names cannot be read.
     """
     files = {name: _sha256(Path(path)) for name, path in _files(experiment)}
-    return Origin(version=diptych.__version__, commit=_commit(), files=files)
+    return Origin(version=diptych.__version__, commit=commit(), files=files)
 
 
 def _files(experiment: Experiment) -> Iterator[tuple[str, str]]:
@@ -77,21 +72,3 @@ def _files(experiment: Experiment) -> Iterator[tuple[str, str]]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _commit() -> str:
-    """Empty where this software is no checkout of its own, as after an installation."""
-    if not _git("ls-files", "--error-unmatch", Path(__file__).name):
-        return ""
-    changed = _git("diff", "HEAD", "--", *SOURCES)
-    digest = f"+{hashlib.sha256(changed).hexdigest()[:12]}" if changed else ""
-    return _git("rev-parse", "HEAD").decode().strip() + digest
-
-
-def _git(*arguments: str) -> bytes:
-    """Empty where there is no git, or it has nothing to say."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, check=True, timeout=GIT_TIMEOUT_S)
-    except (OSError, subprocess.SubprocessError):
-        return b""
-    return done.stdout

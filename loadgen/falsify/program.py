@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import diptych
+from loadgen.experiment.software import commit
 
 
 def program(file: Path = Path(__file__)) -> str:
@@ -15,17 +15,7 @@ def program(file: Path = Path(__file__)) -> str:
         file: of the program. Where it is installed inside somebody else's repository git does not know it, and there is
             no commit.
     """
-    said = f"diptych {diptych.__version__}"
-    if not _git(file.parent, "ls-files", file.name):
+    said, (found, _, changed) = f"diptych {diptych.__version__}", commit(file).partition("+")
+    if not found:
         return said
-    changes = ", with uncommitted changes" * bool(_git(file.parent, "status", "--porcelain", "--untracked-files=no"))
-    return f"{said}, commit {_git(file.parent, 'rev-parse', 'HEAD')}{changes}"
-
-
-def _git(folder: Path, *words: str) -> str:
-    """Empty where there is no git or no repository."""
-    try:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
+    return f"{said}, commit {found}{', with uncommitted changes' * bool(changed)}"

@@ -90,7 +90,7 @@ async def test_the_decode_pool_grows_with_the_load_and_shrinks_after_it(tmp_path
     description = tmp_path / "cluster.toml"
     description.write_text(DESCRIPTION.format(model=model, port=port))
     up = UpProcess(tmp_path, "--config", str(description), "--max-tokens", "8")
-    try:
+    async with up:
         await up.wait_ready()
         with up.admin() as admin:
             load = SteadyLoad(f"http://127.0.0.1:{port}", "tiny", [question], CLIENTS, seed=0)
@@ -113,13 +113,6 @@ async def test_the_decode_pool_grows_with_the_load_and_shrinks_after_it(tmp_path
             await until(admin, decodes(1))
             assert load.seen.errors == []
             await asyncio.to_thread(admin.down)
-    except BaseException:
-        up.give_up()
-        raise
-    finally:
-        exit_code = await asyncio.to_thread(up.end)
-    assert exit_code == 0, up.output.read_text()[-2_000:]
-    assert up.orphans() == []
 
 
 CELL_BYTES = 64
@@ -179,18 +172,11 @@ async def simulated(folder: Path, mode: str) -> AsyncIterator[tuple[UpProcess, A
     description = folder / "cluster.toml"
     description.write_text(SIMULATED.format(model=model, cell_bytes=CELL_BYTES, port=port, mode=mode))
     up = UpProcess(folder, "--config", str(description), "--max-tokens", "8")
-    try:
+    async with up:
         await up.wait_ready()
         with up.admin() as admin:
             yield up, admin, SteadyLoad(f"http://127.0.0.1:{port}", "tiny", simulated_questions(model), 6, seed=0)
             await asyncio.to_thread(admin.down)
-    except BaseException:
-        up.give_up()
-        raise
-    finally:
-        exit_code = await asyncio.to_thread(up.end)
-    assert exit_code == 0, up.output.read_text()[-2_000:]
-    assert up.orphans() == []
 
 
 def prefills(count: int) -> Callable[[ClusterStatus], bool]:

@@ -53,7 +53,7 @@ async def test_a_lent_cluster_is_scaled_measured_and_given_back(tmp_path: Path) 
     simulated = ["--engine", "sim", "--timing", "fixed:prefill_ms=20,decode_ms=5", "--remote-prefill", "always"]
     pools = ["--prefill", "1", "--decode", "1", "--max-tokens", "2"]
     up = UpProcess(tmp_path, "--model", str(model), "--http-port", str(port), *pools, *simulated)
-    try:
+    async with up:
         await up.wait_ready()
         with up.admin() as admin:
             first = Experiment(up, file, out)
@@ -76,13 +76,6 @@ async def test_a_lent_cluster_is_scaled_measured_and_given_back(tmp_path: Path) 
             await check_it_serves(port)
             up.look()
             admin.down()
-    except BaseException:
-        up.give_up()
-        raise
-    finally:
-        code = up.end()
-    assert code == 0, up.output.read_text()
-    assert up.orphans() == []
 
 
 class Experiment:

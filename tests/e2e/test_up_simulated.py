@@ -17,7 +17,7 @@ async def test_eight_simulated_workers(tmp_path: Path) -> None:
     timing = "fit:Meta-Llama-3.1-8B/h100"
     words = ["--engine", "sim", "--timing", timing, "--speedup", "2", "--prefill", "4", "--decode", "4"]
     up = UpProcess(tmp_path, "--model", str(model), "--http-port", str(port), "--max-tokens", "8", *words)
-    try:
+    async with up:
         await up.wait_ready()
         assert f"SIMULATED, no model computes; steps take {timing}, 2 times as fast" in up.output.read_text()
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
@@ -28,13 +28,6 @@ async def test_eight_simulated_workers(tmp_path: Path) -> None:
         with up.admin() as admin:
             assert admin.status().model == "tiny-simulated"
             admin.down()
-    except BaseException:
-        up.give_up()
-        raise
-    finally:
-        code = up.end()
-    assert code == 0, up.output.read_text()
-    assert up.orphans() == []
 
 
 def test_a_timing_model_that_there_is_not_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -50,6 +50,18 @@ class UpProcess:
             await asyncio.sleep(0.1)
         self.look()
 
+    async def __aenter__(self) -> UpProcess:
+        return self
+
+    async def __aexit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        """The block ends it, and leaves nothing; where the block fails it is told to stop."""
+        if failed:
+            self.give_up()
+        exit_code = await asyncio.to_thread(self.end)
+        if not failed:
+            assert exit_code == 0, self.output.read_text()[-2_000:]
+            assert self.orphans() == []
+
     def admin(self) -> Admin:
         return find(environment=self.environment)
 

@@ -11,10 +11,10 @@ import pytest
 from experiments import Played, experiment
 
 import diptych
-from loadgen.experiment import origin
 from loadgen.experiment.origin import Origin, origin_of
 from loadgen.experiment.results import STATE, open_folder, read_state
 from loadgen.experiment.run import Runner
+from loadgen.experiment.software import commit
 from loadgen.experiment.spec import Experiment, SpecError
 from loadgen.experiment.tables import WorkloadSpec
 
@@ -112,27 +112,26 @@ def test_a_state_that_is_no_text_is_said_to_be_none(tmp_path: Path) -> None:
         read_state(tmp_path)
 
 
-def test_a_commit_is_that_of_our_own_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_is_that_of_our_own_checkout(tmp_path: Path) -> None:
     def git(*words: str) -> None:
         author = ("-c", "user.name=a", "-c", "user.email=a@b")
         subprocess.run(["git", *author, *words], cwd=tmp_path, check=True, capture_output=True)
 
-    monkeypatch.setattr(origin, "HERE", tmp_path)
-    assert origin._commit() == ""  # no repository
-    git("init")
-    mine = tmp_path / "origin.py"
+    mine = tmp_path / "program.py"
     mine.write_text("a")
-    assert origin._commit() == ""  # somebody else's, in which this was installed
+    assert commit(mine) == ""  # no repository
+    git("init")
+    assert commit(mine) == ""  # somebody else's, in which this was installed
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "page.md").write_text("a")
     git("add", ".")
     git("commit", "-m", "a")
-    clean = origin._commit()
+    clean = commit(mine)
     assert len(clean) == 40
     (tmp_path / "docs" / "page.md").write_text("b")
-    assert origin._commit() == clean
+    assert commit(mine) == clean
     mine.write_text("b")
-    changed = origin._commit()
+    changed = commit(mine)
     assert changed.startswith(f"{clean}+")
     mine.write_text("c")
-    assert origin._commit() not in (clean, changed)
+    assert commit(mine) not in (clean, changed)
